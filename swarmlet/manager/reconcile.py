@@ -1,0 +1,133 @@
+"""The one loop that runs every controller.
+
+A controller is a pure planner: state and a key in, changes out. The loop knows which
+keys a change may affect, waits a little so that a burst is planned once, plans,
+commits, and looks again when the planner asked for it. On leadership it plans every
+key once. A plan that lost a race is made again from newer state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from swarmlet.api.errors import SwarmletError
+from swarmlet.store.store import Store, Transaction
+from swarmlet.store.tables import Tables
+from swarmlet.store.watch import Change, WatchOverflow
+
+DEBOUNCE_SECONDS = 0.010
+"""How long changes are collected before a plan; short, because commits are grouped anyway."""
+RETRY_SECONDS = 0.5
+KEYS_PER_ROUND_MAX = 200
+
+Key = Hashable
+Edit = Callable[[Transaction], None]
+"""One unit of change: checks again what it relies on and is never split."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Plan:
+    edits: list[Edit] = field(default_factory=list)
+    look_again: datetime | None = None
+    """When time alone will change the plan (a delay that ends)."""
+
+
+class Controller(Protocol):
+    name: str
+
+    def keys(self, change: Change) -> Iterable[Key]:
+        """The keys whose plan this change may affect. Cost must follow the change, not the cluster."""
+
+    def all_keys(self, view: Tables) -> Iterable[Key]:
+        """Every key there is; planned once when this manager begins to lead."""
+
+    def plan(self, view: Tables, key: Key, now: datetime) -> Plan:
+        """What to change for `key`. No I/O, no clock, no randomness."""
+
+
+class ReconcileLoop:
+    """Runs one controller while this manager leads."""
+
+    def __init__(self, store: Store, controller: Controller, *, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._controller = controller
+        self._now = now
+        self._queue: dict[Key, None] = {}
+        self._timers: dict[Key, datetime] = {}
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Works until cancelled. Errors of the store are retried; a defect in a planner is logged and retried."""
+        while True:
+            with self._store.watching() as watcher:
+                self._add(self._controller.all_keys(self._store.view))
+                planning = asyncio.create_task(self._plan_forever())
+                try:
+                    while True:
+                        for change in await watcher.next():
+                            self._add(self._controller.keys(change))
+                except WatchOverflow:
+                    log.info("planning everything again", controller=self._controller.name)
+                finally:
+                    planning.cancel()
+                    await asyncio.gather(planning, return_exceptions=True)
+
+    def _add(self, keys: Iterable[Key]) -> None:
+        self._queue.update(dict.fromkeys(keys))
+        if self._queue:
+            self._wake.set()
+
+    async def _plan_forever(self) -> None:
+        while True:
+            await self._wait_for_work()
+            keys = list(self._queue)[:KEYS_PER_ROUND_MAX]
+            for key in keys:
+                del self._queue[key]
+            try:
+                await self._plan_round(keys)
+            except SwarmletError as error:
+                log.warning("plan not committed", controller=self._controller.name, error=str(error))
+                self._retry_later(keys)
+            except Exception:
+                log.exception("planner failed", controller=self._controller.name)
+                self._retry_later(keys)
+
+    async def _plan_round(self, keys: list[Key]) -> None:
+        edits: list[Edit] = []
+        now = self._now()
+        for key in keys:
+            self._timers.pop(key, None)
+            plan = self._controller.plan(self._store.view, key, now)
+            edits.extend(plan.edits)
+            if plan.look_again is not None:
+                self._timers[key] = plan.look_again
+        if edits and await self._store.batch(edits) == 0:
+            # Everything was out of date: somebody else was faster.
+            self._retry_later(keys)
+
+    def _retry_later(self, keys: list[Key]) -> None:
+        asyncio.get_running_loop().call_later(RETRY_SECONDS, self._add, keys)
+
+    async def _wait_for_work(self) -> None:
+        while not self._queue:
+            self._wake.clear()
+            due = min(self._timers.values(), default=None)
+            seconds = None if due is None else max(0.0, (due - self._now()).total_seconds())
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                now = self._now()
+                self._add([key for key, at in self._timers.items() if at <= now])
+                for key in self._queue:
+                    self._timers.pop(key, None)
+        await asyncio.sleep(DEBOUNCE_SECONDS)
+        self._wake.clear()
