@@ -65,7 +65,7 @@ class ReconcileLoop:
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
-        """Works until cancelled. Errors of the store are retried; a defect in a planner is logged and retried."""
+        """Works until cancelled. What the store refuses, and a defect in a planner, is logged and retried."""
         while True:
             with self._store.watching() as watcher:
                 self._add(self._controller.all_keys(self._store.view))

@@ -147,3 +147,78 @@ class NodeCA:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class CertificatesStub:
+    """Any node that has a certificate; on the mutual-TLS port.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Renew = channel.unary_unary(
+                '/swarmlet.v1.Certificates/Renew',
+                request_serializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateRequest.SerializeToString,
+                response_deserializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateResponse.FromString,
+                _registered_method=True)
+
+
+class CertificatesServicer:
+    """Any node that has a certificate; on the mutual-TLS port.
+    """
+
+    def Renew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_CertificatesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateRequest.FromString,
+                    response_serializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'swarmlet.v1.Certificates', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('swarmlet.v1.Certificates', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Certificates:
+    """Any node that has a certificate; on the mutual-TLS port.
+    """
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/swarmlet.v1.Certificates/Renew',
+            swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateRequest.SerializeToString,
+            swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

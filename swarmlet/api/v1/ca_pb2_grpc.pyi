@@ -71,3 +71,31 @@ class NodeCAServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_ca_pb2.IssueCertificateResponse, _abc.Awaitable[_ca_pb2.IssueCertificateResponse]]: ...
 
 def add_NodeCAServicer_to_server(servicer: NodeCAServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class CertificatesStub:
+    """Any node that has a certificate; on the mutual-TLS port."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> CertificatesAsyncStub: ...
+    Renew: _grpc.UnaryUnaryMultiCallable[_ca_pb2.RenewCertificateRequest, _ca_pb2.RenewCertificateResponse]
+
+@_typing.type_check_only
+class CertificatesAsyncStub(CertificatesStub):
+    """Any node that has a certificate; on the mutual-TLS port."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Renew: _aio.UnaryUnaryMultiCallable[_ca_pb2.RenewCertificateRequest, _ca_pb2.RenewCertificateResponse]  # type: ignore[assignment]
+
+class CertificatesServicer(metaclass=_abc_1.ABCMeta):
+    """Any node that has a certificate; on the mutual-TLS port."""
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _ca_pb2.RenewCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ca_pb2.RenewCertificateResponse, _abc.Awaitable[_ca_pb2.RenewCertificateResponse]]: ...
+
+def add_CertificatesServicer_to_server(servicer: CertificatesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
