@@ -127,6 +127,12 @@ Global___IssueCertificateResponse: _TypeAlias = IssueCertificateResponse  # noqa
 
 @_typing.final
 class RenewCertificateRequest(_message.Message):
+    """The four messages above have no gRPC service: a joiner has no client
+    certificate, and gRPC cannot make one optional. They are the bodies of
+    HTTPS requests to a port of their own (see swarmlet/ca/bootstrap.py). A joiner
+    checks the root against the digest in its token before it sends the token.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CSR_PEM_FIELD_NUMBER: _builtins.int

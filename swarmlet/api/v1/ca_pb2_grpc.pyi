@@ -26,52 +26,6 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
-class NodeCAStub:
-    """The only service without a client certificate: TLS with the server's
-    certificate, on its own port. A joiner checks the root against the digest in
-    its token before it sends the token.
-    """
-
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> NodeCAAsyncStub: ...
-    GetRootCertificate: _grpc.UnaryUnaryMultiCallable[_ca_pb2.GetRootCertificateRequest, _ca_pb2.GetRootCertificateResponse]
-    IssueCertificate: _grpc.UnaryUnaryMultiCallable[_ca_pb2.IssueCertificateRequest, _ca_pb2.IssueCertificateResponse]
-
-@_typing.type_check_only
-class NodeCAAsyncStub(NodeCAStub):
-    """The only service without a client certificate: TLS with the server's
-    certificate, on its own port. A joiner checks the root against the digest in
-    its token before it sends the token.
-    """
-
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    GetRootCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.GetRootCertificateRequest, _ca_pb2.GetRootCertificateResponse]  # type: ignore[assignment]
-    IssueCertificate: _aio.UnaryUnaryMultiCallable[_ca_pb2.IssueCertificateRequest, _ca_pb2.IssueCertificateResponse]  # type: ignore[assignment]
-
-class NodeCAServicer(metaclass=_abc_1.ABCMeta):
-    """The only service without a client certificate: TLS with the server's
-    certificate, on its own port. A joiner checks the root against the digest in
-    its token before it sends the token.
-    """
-
-    @_abc_1.abstractmethod
-    def GetRootCertificate(
-        self,
-        request: _ca_pb2.GetRootCertificateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_ca_pb2.GetRootCertificateResponse, _abc.Awaitable[_ca_pb2.GetRootCertificateResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def IssueCertificate(
-        self,
-        request: _ca_pb2.IssueCertificateRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_ca_pb2.IssueCertificateResponse, _abc.Awaitable[_ca_pb2.IssueCertificateResponse]]: ...
-
-def add_NodeCAServicer_to_server(servicer: NodeCAServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
-
 class CertificatesStub:
     """Any node that has a certificate; on the mutual-TLS port."""
 
