@@ -14,7 +14,9 @@ ALWAYS_FIELD_NUMBER: _builtins.int
 INTERNAL_FIELD_NUMBER: _builtins.int
 WORD_FIELD_NUMBER: _builtins.int
 always: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
-"""Written even when empty: Docker has no omitempty on this field."""
+"""Written even when empty or absent: Docker has no omitempty on this field, or
+it is a struct, on which Go ignores omitempty.
+"""
 internal: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, _builtins.bool]
 """Not part of Docker's JSON: cluster-internal."""
 word: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.EnumValueOptions, _builtins.str]
