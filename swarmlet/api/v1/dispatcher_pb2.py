@@ -27,17 +27,17 @@ from swarmlet.api.v1 import objects_pb2 as swarmlet_dot_api_dot_v1_dot_objects__
 from swarmlet.api.v1 import specs_pb2 as swarmlet_dot_api_dot_v1_dot_specs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n swarmlet/api/v1/dispatcher.proto\x12\x0bswarmlet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dswarmlet/api/v1/objects.proto\x1a\x1bswarmlet/api/v1/specs.proto\"\\\n\x05Hello\x12\x31\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1c.swarmlet.v1.NodeDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\"\x0b\n\tHeartbeat\"L\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.swarmlet.v1.TaskStatus\"P\n\x0cStatusReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\x07updates\x18\x02 \x03(\x0b\x32\x1d.swarmlet.v1.TaskStatusUpdate\"%\n\x12\x41ssignmentsApplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x88\x02\n\x0c\x41gentMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.swarmlet.v1.HelloH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.swarmlet.v1.HeartbeatH\x00\x12\x32\n\rstatus_report\x18\x03 \x01(\x0b\x32\x19.swarmlet.v1.StatusReportH\x00\x12\x32\n\x07\x61pplied\x18\x04 \x01(\x0b\x32\x1f.swarmlet.v1.AssignmentsAppliedH\x00\x12\x33\n\x0b\x64\x65scription\x18\x05 \x01(\x0b\x32\x1c.swarmlet.v1.NodeDescriptionH\x00\x42\t\n\x07message\"2\n\x0eManagerAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"z\n\x0bSessionInfo\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.swarmlet.v1.Node\x12-\n\x08managers\x18\x02 \x03(\x0b\x32\x1b.swarmlet.v1.ManagerAddress\x12\x1b\n\x13heartbeat_period_ns\x18\x03 \x01(\x03\"\x8c\x01\n\x0cTaskEndpoint\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.swarmlet.v1.EndpointState\x12/\n\taddresses\x18\x04 \x03(\x0b\x32\x1c.swarmlet.v1.EndpointAddress\"\x92\x01\n\x10ServiceEndpoints\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x12&\n\x05ports\x18\x03 \x03(\x0b\x32\x17.swarmlet.v1.PortConfig\x12,\n\tendpoints\x18\x04 \x03(\x0b\x32\x19.swarmlet.v1.TaskEndpoint\"\xbe\x02\n\x0b\x41ssignments\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12 \n\x05tasks\x18\x03 \x03(\x0b\x32\x11.swarmlet.v1.Task\x12\x18\n\x10removed_task_ids\x18\x04 \x03(\t\x12/\n\x08services\x18\x05 \x03(\x0b\x32\x1d.swarmlet.v1.ServiceEndpoints\x12\x1b\n\x13removed_service_ids\x18\x06 \x03(\t\x12$\n\x07secrets\x18\x07 \x03(\x0b\x32\x13.swarmlet.v1.Secret\x12\x1a\n\x12removed_secret_ids\x18\x08 \x03(\t\x12$\n\x07\x63onfigs\x18\t \x03(\x0b\x32\x13.swarmlet.v1.Config\x12\x1a\n\x12removed_config_ids\x18\n \x03(\t\"&\n\x12StatusConfirmation\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x1f\n\x0bLogSelector\x12\x10\n\x08task_ids\x18\x01 \x03(\t\"u\n\nLogOptions\x12\x0e\n\x06\x66ollow\x18\x01 \x01(\x08\x12\x0e\n\x06stdout\x18\x02 \x01(\x08\x12\x0e\n\x06stderr\x18\x03 \x01(\x08\x12\x0c\n\x04tail\x18\x04 \x01(\x03\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x0fLogSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08selector\x18\x02 \x01(\x0b\x32\x18.swarmlet.v1.LogSelector\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.swarmlet.v1.LogOptions\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\"\xec\x01\n\x0eManagerMessage\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x18.swarmlet.v1.SessionInfoH\x00\x12/\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x18.swarmlet.v1.AssignmentsH\x00\x12\x37\n\x0c\x63onfirmation\x18\x03 \x01(\x0b\x32\x1f.swarmlet.v1.StatusConfirmationH\x00\x12\x38\n\x10log_subscription\x18\x04 \x01(\x0b\x32\x1c.swarmlet.v1.LogSubscriptionH\x00\x42\t\n\x07message\"\xa4\x01\n\x07LogLine\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nservice_id\x18\x03 \x01(\t\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06stream\x18\x05 \x01(\x0e\x32\x16.swarmlet.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"W\n\x08LogBatch\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12#\n\x05lines\x18\x02 \x03(\x0b\x32\x14.swarmlet.v1.LogLine\x12\r\n\x05\x65rror\x18\x03 \x01(\t\"\x0e\n\x0cLogPublished*G\n\rEndpointState\x12\x19\n\x15\x45NDPOINT_STATE_ACTIVE\x10\x00\x12\x1b\n\x17\x45NDPOINT_STATE_DRAINING\x10\x01*Q\n\tLogStream\x12\x16\n\x12LOG_STREAM_UNKNOWN\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32\x96\x01\n\nDispatcher\x12\x45\n\x07Session\x12\x19.swarmlet.v1.AgentMessage\x1a\x1b.swarmlet.v1.ManagerMessage(\x01\x30\x01\x12\x41\n\x0bPublishLogs\x12\x15.swarmlet.v1.LogBatch\x1a\x19.swarmlet.v1.LogPublished(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n swarmlet/api/v1/dispatcher.proto\x12\x0bswarmlet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dswarmlet/api/v1/objects.proto\x1a\x1bswarmlet/api/v1/specs.proto\"\\\n\x05Hello\x12\x31\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x1c.swarmlet.v1.NodeDescription\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\"\x0b\n\tHeartbeat\"L\n\x10TaskStatusUpdate\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\'\n\x06status\x18\x02 \x01(\x0b\x32\x17.swarmlet.v1.TaskStatus\"P\n\x0cStatusReport\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\x07updates\x18\x02 \x03(\x0b\x32\x1d.swarmlet.v1.TaskStatusUpdate\"%\n\x12\x41ssignmentsApplied\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x88\x02\n\x0c\x41gentMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.swarmlet.v1.HelloH\x00\x12+\n\theartbeat\x18\x02 \x01(\x0b\x32\x16.swarmlet.v1.HeartbeatH\x00\x12\x32\n\rstatus_report\x18\x03 \x01(\x0b\x32\x19.swarmlet.v1.StatusReportH\x00\x12\x32\n\x07\x61pplied\x18\x04 \x01(\x0b\x32\x1f.swarmlet.v1.AssignmentsAppliedH\x00\x12\x33\n\x0b\x64\x65scription\x18\x05 \x01(\x0b\x32\x1c.swarmlet.v1.NodeDescriptionH\x00\x42\t\n\x07message\"2\n\x0eManagerAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"z\n\x0bSessionInfo\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.swarmlet.v1.Node\x12-\n\x08managers\x18\x02 \x03(\x0b\x32\x1b.swarmlet.v1.ManagerAddress\x12\x1b\n\x13heartbeat_period_ns\x18\x03 \x01(\x03\"\xb4\x01\n\x0cTaskEndpoint\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.swarmlet.v1.EndpointState\x12/\n\taddresses\x18\x04 \x03(\x0b\x32\x1c.swarmlet.v1.EndpointAddress\x12&\n\x05ports\x18\x05 \x03(\x0b\x32\x17.swarmlet.v1.PortConfig\"\x92\x01\n\x10ServiceEndpoints\x12\x12\n\nservice_id\x18\x01 \x01(\t\x12\x14\n\x0cservice_name\x18\x02 \x01(\t\x12&\n\x05ports\x18\x03 \x03(\x0b\x32\x17.swarmlet.v1.PortConfig\x12,\n\tendpoints\x18\x04 \x03(\x0b\x32\x19.swarmlet.v1.TaskEndpoint\"\xbe\x02\n\x0b\x41ssignments\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\x12 \n\x05tasks\x18\x03 \x03(\x0b\x32\x11.swarmlet.v1.Task\x12\x18\n\x10removed_task_ids\x18\x04 \x03(\t\x12/\n\x08services\x18\x05 \x03(\x0b\x32\x1d.swarmlet.v1.ServiceEndpoints\x12\x1b\n\x13removed_service_ids\x18\x06 \x03(\t\x12$\n\x07secrets\x18\x07 \x03(\x0b\x32\x13.swarmlet.v1.Secret\x12\x1a\n\x12removed_secret_ids\x18\x08 \x03(\t\x12$\n\x07\x63onfigs\x18\t \x03(\x0b\x32\x13.swarmlet.v1.Config\x12\x1a\n\x12removed_config_ids\x18\n \x03(\t\"&\n\x12StatusConfirmation\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x1f\n\x0bLogSelector\x12\x10\n\x08task_ids\x18\x01 \x03(\t\"u\n\nLogOptions\x12\x0e\n\x06\x66ollow\x18\x01 \x01(\x08\x12\x0e\n\x06stdout\x18\x02 \x01(\x08\x12\x0e\n\x06stderr\x18\x03 \x01(\x08\x12\x0c\n\x04tail\x18\x04 \x01(\x03\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x82\x01\n\x0fLogSubscription\x12\n\n\x02id\x18\x01 \x01(\t\x12*\n\x08selector\x18\x02 \x01(\x0b\x32\x18.swarmlet.v1.LogSelector\x12(\n\x07options\x18\x03 \x01(\x0b\x32\x17.swarmlet.v1.LogOptions\x12\r\n\x05\x63lose\x18\x04 \x01(\x08\"\x0e\n\x0cHeartbeatAck\"\xa0\x02\n\x0eManagerMessage\x12+\n\x07session\x18\x01 \x01(\x0b\x32\x18.swarmlet.v1.SessionInfoH\x00\x12/\n\x0b\x61ssignments\x18\x02 \x01(\x0b\x32\x18.swarmlet.v1.AssignmentsH\x00\x12\x37\n\x0c\x63onfirmation\x18\x03 \x01(\x0b\x32\x1f.swarmlet.v1.StatusConfirmationH\x00\x12\x38\n\x10log_subscription\x18\x04 \x01(\x0b\x32\x1c.swarmlet.v1.LogSubscriptionH\x00\x12\x32\n\rheartbeat_ack\x18\x05 \x01(\x0b\x32\x19.swarmlet.v1.HeartbeatAckH\x00\x42\t\n\x07message\"\xa4\x01\n\x07LogLine\x12\x0f\n\x07task_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x12\n\nservice_id\x18\x03 \x01(\t\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06stream\x18\x05 \x01(\x0e\x32\x16.swarmlet.v1.LogStream\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"e\n\x08LogBatch\x12\x17\n\x0fsubscription_id\x18\x01 \x01(\t\x12#\n\x05lines\x18\x02 \x03(\x0b\x32\x14.swarmlet.v1.LogLine\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0c\n\x04last\x18\x04 \x01(\x08\"\x0e\n\x0cLogPublished*G\n\rEndpointState\x12\x19\n\x15\x45NDPOINT_STATE_ACTIVE\x10\x00\x12\x1b\n\x17\x45NDPOINT_STATE_DRAINING\x10\x01*Q\n\tLogStream\x12\x16\n\x12LOG_STREAM_UNKNOWN\x10\x00\x12\x15\n\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n\x11LOG_STREAM_STDERR\x10\x02\x32\x96\x01\n\nDispatcher\x12\x45\n\x07Session\x12\x19.swarmlet.v1.AgentMessage\x1a\x1b.swarmlet.v1.ManagerMessage(\x01\x30\x01\x12\x41\n\x0bPublishLogs\x12\x15.swarmlet.v1.LogBatch\x1a\x19.swarmlet.v1.LogPublished(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'swarmlet.api.v1.dispatcher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENDPOINTSTATE']._serialized_start=2340
-  _globals['_ENDPOINTSTATE']._serialized_end=2411
-  _globals['_LOGSTREAM']._serialized_start=2413
-  _globals['_LOGSTREAM']._serialized_end=2494
+  _globals['_ENDPOINTSTATE']._serialized_start=2462
+  _globals['_ENDPOINTSTATE']._serialized_end=2533
+  _globals['_LOGSTREAM']._serialized_start=2535
+  _globals['_LOGSTREAM']._serialized_end=2616
   _globals['_HELLO']._serialized_start=142
   _globals['_HELLO']._serialized_end=234
   _globals['_HEARTBEAT']._serialized_start=236
@@ -55,27 +55,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONINFO']._serialized_start=767
   _globals['_SESSIONINFO']._serialized_end=889
   _globals['_TASKENDPOINT']._serialized_start=892
-  _globals['_TASKENDPOINT']._serialized_end=1032
-  _globals['_SERVICEENDPOINTS']._serialized_start=1035
-  _globals['_SERVICEENDPOINTS']._serialized_end=1181
-  _globals['_ASSIGNMENTS']._serialized_start=1184
-  _globals['_ASSIGNMENTS']._serialized_end=1502
-  _globals['_STATUSCONFIRMATION']._serialized_start=1504
-  _globals['_STATUSCONFIRMATION']._serialized_end=1542
-  _globals['_LOGSELECTOR']._serialized_start=1544
-  _globals['_LOGSELECTOR']._serialized_end=1575
-  _globals['_LOGOPTIONS']._serialized_start=1577
-  _globals['_LOGOPTIONS']._serialized_end=1694
-  _globals['_LOGSUBSCRIPTION']._serialized_start=1697
-  _globals['_LOGSUBSCRIPTION']._serialized_end=1827
-  _globals['_MANAGERMESSAGE']._serialized_start=1830
-  _globals['_MANAGERMESSAGE']._serialized_end=2066
-  _globals['_LOGLINE']._serialized_start=2069
-  _globals['_LOGLINE']._serialized_end=2233
-  _globals['_LOGBATCH']._serialized_start=2235
-  _globals['_LOGBATCH']._serialized_end=2322
-  _globals['_LOGPUBLISHED']._serialized_start=2324
-  _globals['_LOGPUBLISHED']._serialized_end=2338
-  _globals['_DISPATCHER']._serialized_start=2497
-  _globals['_DISPATCHER']._serialized_end=2647
+  _globals['_TASKENDPOINT']._serialized_end=1072
+  _globals['_SERVICEENDPOINTS']._serialized_start=1075
+  _globals['_SERVICEENDPOINTS']._serialized_end=1221
+  _globals['_ASSIGNMENTS']._serialized_start=1224
+  _globals['_ASSIGNMENTS']._serialized_end=1542
+  _globals['_STATUSCONFIRMATION']._serialized_start=1544
+  _globals['_STATUSCONFIRMATION']._serialized_end=1582
+  _globals['_LOGSELECTOR']._serialized_start=1584
+  _globals['_LOGSELECTOR']._serialized_end=1615
+  _globals['_LOGOPTIONS']._serialized_start=1617
+  _globals['_LOGOPTIONS']._serialized_end=1734
+  _globals['_LOGSUBSCRIPTION']._serialized_start=1737
+  _globals['_LOGSUBSCRIPTION']._serialized_end=1867
+  _globals['_HEARTBEATACK']._serialized_start=1869
+  _globals['_HEARTBEATACK']._serialized_end=1883
+  _globals['_MANAGERMESSAGE']._serialized_start=1886
+  _globals['_MANAGERMESSAGE']._serialized_end=2174
+  _globals['_LOGLINE']._serialized_start=2177
+  _globals['_LOGLINE']._serialized_end=2341
+  _globals['_LOGBATCH']._serialized_start=2343
+  _globals['_LOGBATCH']._serialized_end=2444
+  _globals['_LOGPUBLISHED']._serialized_start=2446
+  _globals['_LOGPUBLISHED']._serialized_end=2460
+  _globals['_DISPATCHER']._serialized_start=2619
+  _globals['_DISPATCHER']._serialized_end=2769
 # @@protoc_insertion_point(module_scope)

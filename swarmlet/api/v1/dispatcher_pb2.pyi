@@ -276,11 +276,18 @@ class TaskEndpoint(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     node_id: _builtins.str
     state: Global___EndpointState.ValueType
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_objects_pb2.EndpointAddress]: ...
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[_specs_pb2.PortConfig]:
+        """The task's own ports where they are not the service's: a task made before an
+        update goes on serving the published port at its old target port.
+        """
+
     def __init__(
         self,
         *,
@@ -288,10 +295,11 @@ class TaskEndpoint(_message.Message):
         node_id: _builtins.str = ...,
         state: Global___EndpointState.ValueType = ...,
         addresses: _abc.Iterable[_objects_pb2.EndpointAddress] | None = ...,
+        ports: _abc.Iterable[_specs_pb2.PortConfig] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "node_id", b"node_id", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "node_id", b"node_id", "ports", b"ports", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,6 +495,25 @@ class LogSubscription(_message.Message):
 Global___LogSubscription: _TypeAlias = LogSubscription  # noqa: Y015
 
 @_typing.final
+class HeartbeatAck(_message.Message):
+    """Answers a Heartbeat at once; an agent that hears nothing for 2.5 periods takes
+    the manager for hung and looks for another.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatAck: _TypeAlias = HeartbeatAck  # noqa: Y015
+
+@_typing.final
 class ManagerMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -494,6 +521,7 @@ class ManagerMessage(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     CONFIRMATION_FIELD_NUMBER: _builtins.int
     LOG_SUBSCRIPTION_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_ACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___SessionInfo: ...
     @_builtins.property
@@ -502,6 +530,8 @@ class ManagerMessage(_message.Message):
     def confirmation(self) -> Global___StatusConfirmation: ...
     @_builtins.property
     def log_subscription(self) -> Global___LogSubscription: ...
+    @_builtins.property
+    def heartbeat_ack(self) -> Global___HeartbeatAck: ...
     def __init__(
         self,
         *,
@@ -509,12 +539,13 @@ class ManagerMessage(_message.Message):
         assignments: Global___Assignments | None = ...,
         confirmation: Global___StatusConfirmation | None = ...,
         log_subscription: Global___LogSubscription | None = ...,
+        heartbeat_ack: Global___HeartbeatAck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "confirmation", b"confirmation", "log_subscription", b"log_subscription", "message", b"message", "session", b"session"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "confirmation", b"confirmation", "heartbeat_ack", b"heartbeat_ack", "log_subscription", b"log_subscription", "message", b"message", "session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "confirmation", b"confirmation", "log_subscription", b"log_subscription", "message", b"message", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "confirmation", b"confirmation", "heartbeat_ack", b"heartbeat_ack", "log_subscription", b"log_subscription", "message", b"message", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["session", "assignments", "confirmation", "log_subscription"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["session", "assignments", "confirmation", "log_subscription", "heartbeat_ack"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -563,9 +594,12 @@ class LogBatch(_message.Message):
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     subscription_id: _builtins.str
     error: _builtins.str
     """Set on the last batch when something could not be read."""
+    last: _builtins.bool
+    """The node has nothing more to say to this subscription."""
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogLine]: ...
     def __init__(
@@ -574,10 +608,11 @@ class LogBatch(_message.Message):
         subscription_id: _builtins.str = ...,
         lines: _abc.Iterable[Global___LogLine] | None = ...,
         error: _builtins.str = ...,
+        last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "lines", b"lines", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "last", b"last", "lines", b"lines", "subscription_id", b"subscription_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
