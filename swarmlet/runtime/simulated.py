@@ -164,6 +164,7 @@ class SimulatedController:
         if task.exit_code is None:
             seconds = task.behaviour.start_seconds
             await asyncio.sleep(self._runtime.start_seconds if seconds is None else seconds)
+            task = self._existing()
         if task.behaviour.fail_start:
             raise TaskFailed(task.behaviour.fail_start)
         if task.running or task.exit_code is not None:
