@@ -87,36 +87,11 @@ class MembershipChange(_message.Message):
 Global___MembershipChange: _TypeAlias = MembershipChange  # noqa: Y015
 
 @_typing.final
-class RaftCommand(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NOOP_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
-    MEMBERSHIP_FIELD_NUMBER: _builtins.int
-    noop: _builtins.bool
-    """The entry a new leader commits first."""
-    data: _builtins.bytes
-    @_builtins.property
-    def membership(self) -> Global___MembershipChange: ...
-    def __init__(
-        self,
-        *,
-        noop: _builtins.bool = ...,
-        data: _builtins.bytes = ...,
-        membership: Global___MembershipChange | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "data", b"data", "membership", b"membership", "noop", b"noop"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "data", b"data", "membership", b"membership", "noop", b"noop"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["noop", "data", "membership"]  # noqa: Y015
-    _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
-
-Global___RaftCommand: _TypeAlias = RaftCommand  # noqa: Y015
-
-@_typing.final
 class LogEntry(_message.Message):
+    """`command` is one byte that says what follows: 0 the state machine's bytes, 1
+    nothing (the entry a new leader commits first), 2 a MembershipChange.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int
@@ -257,6 +232,10 @@ Global___AppendReply: _TypeAlias = AppendReply  # noqa: Y015
 
 @_typing.final
 class SnapshotChunk(_message.Message):
+    """A part of the leader's snapshot file; the next is sent when the reply to this
+    one is in.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     LAST_INDEX_FIELD_NUMBER: _builtins.int
@@ -290,7 +269,35 @@ class SnapshotChunk(_message.Message):
 Global___SnapshotChunk: _TypeAlias = SnapshotChunk  # noqa: Y015
 
 @_typing.final
+class SnapshotReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    last_index: _builtins.int
+    next_offset: _builtins.int
+    """How much of the file is here."""
+    round: _builtins.int
+    def __init__(
+        self,
+        *,
+        last_index: _builtins.int = ...,
+        next_offset: _builtins.int = ...,
+        round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index", "next_offset", b"next_offset", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotReply: _TypeAlias = SnapshotReply  # noqa: Y015
+
+@_typing.final
 class TimeoutNow(_message.Message):
+    """The receiver should begin an election now."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -314,6 +321,7 @@ class RaftMessage(_message.Message):
     APPEND_ENTRIES_FIELD_NUMBER: _builtins.int
     APPEND_REPLY_FIELD_NUMBER: _builtins.int
     SNAPSHOT_CHUNK_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_REPLY_FIELD_NUMBER: _builtins.int
     TIMEOUT_NOW_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     @_builtins.property
@@ -327,6 +335,8 @@ class RaftMessage(_message.Message):
     @_builtins.property
     def snapshot_chunk(self) -> Global___SnapshotChunk: ...
     @_builtins.property
+    def snapshot_reply(self) -> Global___SnapshotReply: ...
+    @_builtins.property
     def timeout_now(self) -> Global___TimeoutNow: ...
     def __init__(
         self,
@@ -337,13 +347,14 @@ class RaftMessage(_message.Message):
         append_entries: Global___AppendEntries | None = ...,
         append_reply: Global___AppendReply | None = ...,
         snapshot_chunk: Global___SnapshotChunk | None = ...,
+        snapshot_reply: Global___SnapshotReply | None = ...,
         timeout_now: Global___TimeoutNow | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["request_vote", "vote_reply", "append_entries", "append_reply", "snapshot_chunk", "timeout_now"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["request_vote", "vote_reply", "append_entries", "append_reply", "snapshot_chunk", "snapshot_reply", "timeout_now"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -374,14 +385,10 @@ class SnapshotHeader(_message.Message):
     LAST_INDEX_FIELD_NUMBER: _builtins.int
     LAST_TERM_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
-    PREVIOUS_INDEX_FIELD_NUMBER: _builtins.int
-    PREVIOUS_TERM_FIELD_NUMBER: _builtins.int
     STATE_BYTES_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     last_index: _builtins.int
     last_term: _builtins.int
-    previous_index: _builtins.int
-    previous_term: _builtins.int
     state_bytes: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftMember]: ...
@@ -392,13 +399,11 @@ class SnapshotHeader(_message.Message):
         last_index: _builtins.int = ...,
         last_term: _builtins.int = ...,
         members: _abc.Iterable[Global___RaftMember] | None = ...,
-        previous_index: _builtins.int = ...,
-        previous_term: _builtins.int = ...,
         state_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "last_index", b"last_index", "last_term", b"last_term", "members", b"members", "previous_index", b"previous_index", "previous_term", b"previous_term", "state_bytes", b"state_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "last_index", b"last_index", "last_term", b"last_term", "members", b"members", "state_bytes", b"state_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
