@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from swarmlet.api.v1 import specs_pb2 as swarmlet_dot_api_dot_v1_dot_specs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18swarmlet/api/v1/ca.proto\x12\x0bswarmlet.v1\x1a\x1bswarmlet/api/v1/specs.proto\"\x1b\n\x19GetRootCertificateRequest\"5\n\x1aGetRootCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"\x9b\x01\n\x17IssueCertificateRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\x12\x33\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x1d.swarmlet.v1.NodeAvailability\x12\x10\n\x08hostname\x18\x04 \x01(\t\x12\x19\n\x11\x61\x64vertise_address\x18\x05 \x01(\t\"\xb2\x01\n\x18IssueCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12#\n\x04role\x18\x02 \x01(\x0e\x32\x15.swarmlet.v1.NodeRole\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x03 \x01(\x0c\x12\x19\n\x11manager_addresses\x18\x04 \x03(\t\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x18\n\x10observed_address\x18\x06 \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"X\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12#\n\x04role\x18\x02 \x01(\x0e\x32\x15.swarmlet.v1.NodeRole2d\n\x0c\x43\x65rtificates\x12T\n\x05Renew\x12$.swarmlet.v1.RenewCertificateRequest\x1a%.swarmlet.v1.RenewCertificateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18swarmlet/api/v1/ca.proto\x12\x0bswarmlet.v1\x1a\x1bswarmlet/api/v1/specs.proto\"\x1b\n\x19GetRootCertificateRequest\"5\n\x1aGetRootCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\"\x9b\x01\n\x17IssueCertificateRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07\x63sr_pem\x18\x02 \x01(\x0c\x12\x33\n\x0c\x61vailability\x18\x03 \x01(\x0e\x32\x1d.swarmlet.v1.NodeAvailability\x12\x10\n\x08hostname\x18\x04 \x01(\t\x12\x19\n\x11\x61\x64vertise_address\x18\x05 \x01(\t\"\xb2\x01\n\x18IssueCertificateResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12#\n\x04role\x18\x02 \x01(\x0e\x32\x15.swarmlet.v1.NodeRole\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x03 \x01(\x0c\x12\x19\n\x11manager_addresses\x18\x04 \x03(\t\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x18\n\x10observed_address\x18\x06 \x01(\t\"*\n\x17RenewCertificateRequest\x12\x0f\n\x07\x63sr_pem\x18\x01 \x01(\x0c\"X\n\x18RenewCertificateResponse\x12\x17\n\x0f\x63\x65rtificate_pem\x18\x01 \x01(\x0c\x12#\n\x04role\x18\x02 \x01(\x0e\x32\x15.swarmlet.v1.NodeRole2\xba\x01\n\x0c\x43\x65rtificates\x12T\n\x05Issue\x12$.swarmlet.v1.IssueCertificateRequest\x1a%.swarmlet.v1.IssueCertificateResponse\x12T\n\x05Renew\x12$.swarmlet.v1.RenewCertificateRequest\x1a%.swarmlet.v1.RenewCertificateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWCERTIFICATEREQUEST']._serialized_end=535
   _globals['_RENEWCERTIFICATERESPONSE']._serialized_start=537
   _globals['_RENEWCERTIFICATERESPONSE']._serialized_end=625
-  _globals['_CERTIFICATES']._serialized_start=627
-  _globals['_CERTIFICATES']._serialized_end=727
+  _globals['_CERTIFICATES']._serialized_start=628
+  _globals['_CERTIFICATES']._serialized_end=814
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,11 @@ class CertificatesStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.Issue = channel.unary_unary(
+                '/swarmlet.v1.Certificates/Issue',
+                request_serializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.IssueCertificateRequest.SerializeToString,
+                response_deserializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
+                _registered_method=True)
         self.Renew = channel.unary_unary(
                 '/swarmlet.v1.Certificates/Renew',
                 request_serializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateRequest.SerializeToString,
@@ -46,6 +51,13 @@ class CertificatesServicer:
     """Any node that has a certificate; on the mutual-TLS port.
     """
 
+    def Issue(self, request, context):
+        """A manager that does not lead passes on what a joiner asked it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Renew(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -55,6 +67,11 @@ class CertificatesServicer:
 
 def add_CertificatesServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'Issue': grpc.unary_unary_rpc_method_handler(
+                    servicer.Issue,
+                    request_deserializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.IssueCertificateRequest.FromString,
+                    response_serializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.IssueCertificateResponse.SerializeToString,
+            ),
             'Renew': grpc.unary_unary_rpc_method_handler(
                     servicer.Renew,
                     request_deserializer=swarmlet_dot_api_dot_v1_dot_ca__pb2.RenewCertificateRequest.FromString,
@@ -71,6 +88,33 @@ def add_CertificatesServicer_to_server(servicer, server):
 class Certificates:
     """Any node that has a certificate; on the mutual-TLS port.
     """
+
+    @staticmethod
+    def Issue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/swarmlet.v1.Certificates/Issue',
+            swarmlet_dot_api_dot_v1_dot_ca__pb2.IssueCertificateRequest.SerializeToString,
+            swarmlet_dot_api_dot_v1_dot_ca__pb2.IssueCertificateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Renew(request,

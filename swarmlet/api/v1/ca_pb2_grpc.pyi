@@ -33,6 +33,8 @@ class CertificatesStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CertificatesAsyncStub: ...
+    Issue: _grpc.UnaryUnaryMultiCallable[_ca_pb2.IssueCertificateRequest, _ca_pb2.IssueCertificateResponse]
+    """A manager that does not lead passes on what a joiner asked it."""
     Renew: _grpc.UnaryUnaryMultiCallable[_ca_pb2.RenewCertificateRequest, _ca_pb2.RenewCertificateResponse]
 
 @_typing.type_check_only
@@ -40,10 +42,20 @@ class CertificatesAsyncStub(CertificatesStub):
     """Any node that has a certificate; on the mutual-TLS port."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    Issue: _aio.UnaryUnaryMultiCallable[_ca_pb2.IssueCertificateRequest, _ca_pb2.IssueCertificateResponse]  # type: ignore[assignment]
+    """A manager that does not lead passes on what a joiner asked it."""
     Renew: _aio.UnaryUnaryMultiCallable[_ca_pb2.RenewCertificateRequest, _ca_pb2.RenewCertificateResponse]  # type: ignore[assignment]
 
 class CertificatesServicer(metaclass=_abc_1.ABCMeta):
     """Any node that has a certificate; on the mutual-TLS port."""
+
+    @_abc_1.abstractmethod
+    def Issue(
+        self,
+        request: _ca_pb2.IssueCertificateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ca_pb2.IssueCertificateResponse, _abc.Awaitable[_ca_pb2.IssueCertificateResponse]]:
+        """A manager that does not lead passes on what a joiner asked it."""
 
     @_abc_1.abstractmethod
     def Renew(

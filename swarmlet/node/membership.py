@@ -1,0 +1,94 @@
+"""How managers come into the raft group and out of it: the service, and the caller's side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import grpc
+import structlog
+
+from swarmlet.api import pb
+from swarmlet.api.errors import NotLeader, SwarmletError, Unavailable, from_code
+from swarmlet.api.v1 import raft_pb2_grpc
+from swarmlet.ca.authorize import peer_of
+from swarmlet.raft.node import RaftNode
+
+LEADER_TRAILER = "swarmlet-leader"
+REDIRECTS_MAX = 5
+
+log = structlog.get_logger(__name__)
+
+Channels = Callable[[str], grpc.aio.Channel]
+"""address -> a channel on which any manager of the swarm is accepted."""
+
+
+class MembershipServicer(raft_pb2_grpc.RaftMembershipServicer):
+    """Managers only (the interceptor sees to that); a manager can only add itself."""
+
+    def __init__(self, raft: RaftNode) -> None:
+        self._raft = raft
+
+    async def Join(  # noqa: N802 - the service's name
+        self,
+        request: pb.JoinMemberRequest,
+        context: grpc.aio.ServicerContext[pb.JoinMemberRequest, pb.JoinMemberResponse],
+    ) -> pb.JoinMemberResponse:
+        if peer_of(context).node_id != request.member.node_id:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "a manager can only add itself")
+        try:
+            await self._raft.add_member(request.member)
+        except SwarmletError as error:
+            await abort(context, error)
+        return pb.JoinMemberResponse(members=self._raft.members)
+
+    async def Remove(  # noqa: N802 - the service's name
+        self,
+        request: pb.RemoveMemberRequest,
+        context: grpc.aio.ServicerContext[pb.RemoveMemberRequest, pb.RemoveMemberResponse],
+    ) -> pb.RemoveMemberResponse:
+        try:
+            await self._raft.remove_member(request.node_id)
+        except SwarmletError as error:
+            await abort(context, error)
+        return pb.RemoveMemberResponse()
+
+    async def Leader(  # noqa: N802 - the service's name
+        self,
+        request: pb.LeaderRequest,
+        context: grpc.aio.ServicerContext[pb.LeaderRequest, pb.LeaderResponse],
+    ) -> pb.LeaderResponse:
+        return pb.LeaderResponse(leader=self._raft.leader, members=self._raft.members)
+
+
+async def abort(context: grpc.aio.ServicerContext[object, object], error: SwarmletError) -> None:
+    """Ends a call with an error, telling where the leader is when that is the trouble."""
+    if isinstance(error, NotLeader) and error.leader_address:
+        context.set_trailing_metadata(((LEADER_TRAILER, error.leader_address),))
+    await context.abort(error.code, error.message)
+
+
+async def join_group(addresses: Sequence[str], member: pb.RaftMember, channels: Channels) -> None:
+    """Adds `member` to the group through any of its managers. Raises the last error when none would."""
+    last: SwarmletError = Unavailable("no manager of the swarm is known")
+    for address in addresses:
+        target = address
+        for _ in range(REDIRECTS_MAX):
+            try:
+                async with channels(target) as channel:
+                    stub = raft_pb2_grpc.RaftMembershipStub(channel)
+                    await stub.Join(pb.JoinMemberRequest(member=member), timeout=70)
+                    return
+            except grpc.aio.AioRpcError as error:
+                last = from_code(error.code(), error.details() or "")
+                leader = _leader_in(error)
+                if leader is None or leader == target:
+                    break
+                target = leader
+    raise last
+
+
+def _leader_in(error: grpc.aio.AioRpcError) -> str | None:
+    for key, value in error.trailing_metadata() or ():
+        if key == LEADER_TRAILER:
+            return value if isinstance(value, str) else value.decode()
+    return None
