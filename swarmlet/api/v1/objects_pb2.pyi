@@ -902,6 +902,7 @@ class Task(_message.Message):
     SPEC_VERSION_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     START_AFTER_FIELD_NUMBER: _builtins.int
+    RUNNING_SINCE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     service_id: _builtins.str
@@ -940,6 +941,12 @@ class Task(_message.Message):
     def start_after(self) -> _timestamp_pb2.Timestamp:
         """Earliest start of a replacement task (restart delay), set by the orchestrator."""
 
+    @_builtins.property
+    def running_since(self) -> _timestamp_pb2.Timestamp:
+        """When the managers first learned that it runs, by their clock; set by whoever commits
+        that status. What an update's delay and monitor are measured from.
+        """
+
     def __init__(
         self,
         *,
@@ -963,10 +970,11 @@ class Task(_message.Message):
         spec_version: Global___Version | None = ...,
         endpoint: Global___Endpoint | None = ...,
         start_after: _timestamp_pb2.Timestamp | None = ...,
+        running_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "job_iteration", b"job_iteration", "spec", b"spec", "spec_version", b"spec_version", "start_after", b"start_after", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "endpoint", b"endpoint", "job_iteration", b"job_iteration", "running_since", b"running_since", "spec", b"spec", "spec_version", b"spec_version", "start_after", b"start_after", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_generic_resources", b"assigned_generic_resources", "created_at", b"created_at", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "name", b"name", "networks_attachments", b"networks_attachments", "node_id", b"node_id", "service_id", b"service_id", "service_labels", b"service_labels", "service_name", b"service_name", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "start_after", b"start_after", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assigned_generic_resources", b"assigned_generic_resources", "created_at", b"created_at", "desired_state", b"desired_state", "endpoint", b"endpoint", "id", b"id", "job_iteration", b"job_iteration", "labels", b"labels", "name", b"name", "networks_attachments", b"networks_attachments", "node_id", b"node_id", "running_since", b"running_since", "service_id", b"service_id", "service_labels", b"service_labels", "service_name", b"service_name", "slot", b"slot", "spec", b"spec", "spec_version", b"spec_version", "start_after", b"start_after", "status", b"status", "updated_at", b"updated_at", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
