@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from swarmlet.api.errors import InvalidArgument
-from swarmlet.raft.core import RaftSettings
+from swarmlet.raft.engine import RaftSettings
 
 DEFAULT_PORT = 2377
 

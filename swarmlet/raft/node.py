@@ -27,7 +27,8 @@ from swarmlet.api.errors import (
     UnknownOutcome,
 )
 from swarmlet.raft.agreement import StateMachine
-from swarmlet.raft.core import DATA, LEADER, MEMBERSHIP, NOOP, Core, Outcome, ProposalCallback, RaftSettings
+from swarmlet.raft.core import Core
+from swarmlet.raft.engine import DATA, LEADER, MEMBERSHIP, NOOP, Outcome, ProposalCallback, RaftSettings
 from swarmlet.raft.journal import Journal
 from swarmlet.raft.snapshot import Snapshot, SnapshotCorrupt, SnapshotFile, decode
 

@@ -1,0 +1,121 @@
+"""Who leads: elections with a question first (pre-vote), and leaders that are left alone while heard.
+
+A follower that hears nobody first asks whether it would win; only then does it raise
+the term. Nobody votes while it hears a leader, unless that leader asked for it.
+"""
+
+from __future__ import annotations
+
+from pysyncobj.node import Node
+
+from swarmlet.api import pb
+from swarmlet.raft.engine import CANDIDATE, FOLLOWER, LEADER, EngineState
+
+
+class Elections(EngineState):
+    def _follow(self, leader: str, term: int) -> None:
+        if term > self.term or self.state != FOLLOWER or self.leader_id != leader:
+            self._become_follower(term, leader)
+        self._leader_heard_at = self._now()
+        self._pre_vote_term = 0
+        self._postpone_election()
+
+    def _hears_a_leader(self) -> bool:
+        if self.state == LEADER:
+            return True
+        return (
+            self.leader_id is not None
+            and self._now() - self._leader_heard_at < self._settings.election_seconds_min
+        )
+
+    def _campaign(self) -> None:
+        """Asks whether an election could be won before it disturbs anybody with a new term."""
+        self._postpone_election()
+        self._SyncObj__raftLeader = None
+        if self.state == CANDIDATE:
+            self._SyncObj__setState(FOLLOWER)
+        self._votes = {self.node_id}
+        self._pre_vote_term = self.term + 1
+        if len(self._votes) >= self._quorum():
+            self._start_election()
+            return
+        self._ask_for_votes(self._pre_vote_term, pre_vote=True, transfer=False)
+
+    def _start_election(self, *, transfer: bool = False) -> None:
+        self._pre_vote_term = 0
+        self._postpone_election()
+        self._SyncObj__raftLeader = None
+        self._SyncObj__setState(CANDIDATE)
+        self._SyncObj__setCurrentTerm(self.term + 1, self.node_id)
+        self._votes = {self.node_id}
+        if len(self._votes) >= self._quorum():
+            self._lead()
+            return
+        self._ask_for_votes(self.term, pre_vote=False, transfer=transfer)
+
+    def _ask_for_votes(self, term: int, *, pre_vote: bool, transfer: bool) -> None:
+        request = pb.RequestVote(
+            last_log_index=self.last_index,
+            last_log_term=self._journal[-1][2],
+            pre_vote=pre_vote,
+            transfer=transfer,
+        )
+        for peer in self.members:
+            if peer != self.node_id:
+                self._send_message(peer, pb.RaftMessage(term=term, request_vote=request), True)
+
+    def _on_request_vote(self, sender: str, term: int, request: pb.RequestVote) -> None:
+        mine = (self._journal[-1][2], self.last_index)
+        is_current = (request.last_log_term, request.last_log_index) >= mine
+        if request.pre_vote:
+            granted = term > self.term and is_current and not self._hears_a_leader()
+            reply = pb.VoteReply(pre_vote=True, granted=granted)
+            answer = pb.RaftMessage(term=term if granted else self.term, vote_reply=reply)
+            self._send_message(sender, answer, True)
+            return
+        if term > self.term:
+            if self._hears_a_leader() and not request.transfer:
+                return
+            self._become_follower(term, None)
+        vote = self._SyncObj__votedForNodeId
+        granted = term == self.term and is_current and self.state == FOLLOWER and vote in (None, sender)
+        if granted:
+            self._SyncObj__setCurrentTerm(term, sender)
+            self._postpone_election()
+        self._send(sender, vote_reply=pb.VoteReply(granted=granted))
+
+    def _on_vote_reply(self, sender: str, term: int, reply: pb.VoteReply) -> None:
+        if sender not in self.members:
+            return
+        if not reply.granted:
+            if term > self.term:
+                self._become_follower(term, None)
+            return
+        if reply.pre_vote:
+            if self._pre_vote_term == term and self.state == FOLLOWER:
+                self._votes.add(sender)
+                if self._votes_suffice():
+                    self._start_election()
+        elif self.state == CANDIDATE and term == self.term:
+            self._votes.add(sender)
+            if self._votes_suffice():
+                self._lead()
+
+    def _votes_suffice(self) -> bool:
+        return len(self._votes & self.members.keys()) >= self._quorum()
+
+    def _lead(self) -> None:
+        self._peer_rounds.clear()
+        self._commit_sent.clear()
+        self._SyncObj__onBecomeLeader()
+
+    def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802 - overrides PySyncObj's
+        self._replicate_now = True
+
+    def transfer_leadership(self, target: str) -> bool:
+        """Asks `target` to take over; False when it is not ready for it."""
+        match = self._SyncObj__raftMatchIndex.get(Node(target), 0)
+        if self.state != LEADER or target not in self.members or match != self.last_index:
+            return False
+        self._send(target, timeout_now=pb.TimeoutNow())
+        return True
