@@ -1,0 +1,192 @@
+"""The connection to a daemon's local socket: calls, retries, and what the user sees when they fail.
+
+Every command that needs a daemon opens one `Client`. Reads and writes are repeated
+while the cluster has no leader or an outcome is unknown, until `--timeout` has
+passed; a write keeps its operation id, so that it is done once. Synchronous: a
+command is one thread that waits for one thing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+from swarmlet.cli.command import CliError
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+# After the variable above, which its C core reads when it is loaded.
+import grpc
+
+from swarmlet.api.v1.control_pb2_grpc import ControlStub, LocalSwarmStub
+
+if TYPE_CHECKING:
+    from swarmlet.cli.options import GlobalOptions
+
+ATTEMPT_SECONDS_MAX = 10.0
+"""One attempt's share of the timeout: a call that hangs in a dead leader is made again."""
+PAUSE_SECONDS_FIRST = 0.05
+PAUSE_SECONDS_MAX = 1.0
+MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+
+_REPEATABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+Answer = TypeVar("Answer")
+
+
+class Operation(Protocol):
+    """A request that carries an operation id."""
+
+    operation_id: str
+
+
+class DaemonError(CliError):
+    """The daemon refused or failed; `code` is gRPC's."""
+
+    def __init__(self, text: str, code: grpc.StatusCode) -> None:
+        super().__init__(f"Error response from daemon: {text}")
+        self.text = text
+        self.code = code
+
+    @property
+    def is_not_found(self) -> bool:
+        return self.code is grpc.StatusCode.NOT_FOUND
+
+
+class CannotConnect(CliError):
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"Cannot connect to the swarmlet daemon at {address}. Is the swarmlet daemon running?"
+        )
+
+
+class MayNotConnect(CliError):
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"permission denied while trying to connect to the swarmlet daemon socket at {address}: "
+            "run as root, or join the group that owns the socket"
+        )
+
+
+@dataclass(frozen=True)
+class Address:
+    path: Path
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Of `unix:///path` or a path. Raises CliError for anything else."""
+        scheme, separator, rest = text.partition("://")
+        if separator and scheme != "unix":
+            raise CliError(f'unable to parse host "{text}": want unix:///path/to/socket or a path')
+        path = Path(rest if separator else text.removeprefix("unix:"))
+        if not path.name:
+            raise CliError(f'unable to parse host "{text}": want unix:///path/to/socket or a path')
+        return cls(path.absolute())
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}"
+
+    def check(self) -> None:
+        """Raises CannotConnect or MayNotConnect when nobody listens there."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(str(self.path))
+            except PermissionError:
+                raise MayNotConnect(str(self)) from None
+            except OSError:
+                raise CannotConnect(str(self)) from None
+
+
+class Client:
+    """Used as a context manager. `control` and `local` are the plain gRPC stubs, for streams."""
+
+    def __init__(self, address: Address, timeout_seconds: float) -> None:
+        address.check()
+        self._address = address
+        self._timeout_seconds = timeout_seconds
+        self._channel = grpc.insecure_channel(
+            f"unix:{address.path}",
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.default_authority", "localhost"),
+            ],
+        )
+        self.control = ControlStub(self._channel)
+        self.local = LocalSwarmStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def read(self, method: Callable[..., Answer], request: Any) -> Answer:
+        """The answer to a call that changes nothing. Raises DaemonError."""
+        return self._repeat(method, request)
+
+    def write(self, method: Callable[..., Answer], request: Operation) -> Answer:
+        """The answer to a write, made once however often it is tried. Raises DaemonError."""
+        request.operation_id = secrets.token_hex(16)
+        return self._repeat(method, request)
+
+    def once(
+        self, method: Callable[..., Answer], request: Any, timeout_seconds: float | None = None
+    ) -> Answer:
+        """For calls that must not be repeated. Raises DaemonError."""
+        try:
+            return method(request, timeout=timeout_seconds or self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise self.explain(error) from None
+
+    def until_current(self, attempt: Callable[[], Answer]) -> Answer:
+        """`attempt` (read, change, write that version), again while others write in between."""
+        deadline = time.monotonic() + self._timeout_seconds
+        pause = PAUSE_SECONDS_FIRST
+        while True:
+            try:
+                return attempt()
+            except DaemonError as error:
+                if error.code is not grpc.StatusCode.ABORTED or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, PAUSE_SECONDS_MAX)
+
+    def _repeat(self, method: Callable[..., Answer], request: Any) -> Answer:
+        deadline = time.monotonic() + self._timeout_seconds
+        pause = PAUSE_SECONDS_FIRST
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                return method(request, timeout=max(0.001, min(left, ATTEMPT_SECONDS_MAX)))
+            except grpc.RpcError as error:
+                if error.code() not in _REPEATABLE or time.monotonic() + pause > deadline:
+                    raise self.explain(error) from None
+            time.sleep(pause)
+            pause = min(pause * 2, PAUSE_SECONDS_MAX)
+
+    def explain(self, error: grpc.RpcError) -> CliError:
+        """What the user is told of a failed call."""
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            try:
+                self._address.check()
+            except CliError as unreachable:
+                return unreachable
+        return DaemonError(error.details() or error.code().name.lower().replace("_", " "), error.code())
+
+
+def connect(options: GlobalOptions) -> Client:
+    """Raises CannotConnect at once when no daemon listens."""
+    return Client(Address.parse(options.host), options.timeout_seconds)
