@@ -12,7 +12,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -39,9 +39,10 @@ METHOD_ROLES: Mapping[str, Roles] = {
     "/swarmlet.v1.Certificates": ANY_ROLE,
 }
 
-# Handlers and contexts are of every message type at once.
-_Context = grpc.aio.ServicerContext[Any, Any]
-_Handler = grpc.RpcMethodHandler[Any, Any]
+if TYPE_CHECKING:
+    # Generic in the stubs alone; here they are of every message type at once.
+    _Context = grpc.aio.ServicerContext[Any, Any]
+    _Handler = grpc.RpcMethodHandler[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def peer_of(context: _Context) -> Peer:
     return _peer_from_auth(context.auth_context())
 
 
-class RoleInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class RoleInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses calls of the wrong role, from another cluster or from a removed node.
 
     `methods` names services ("/package.Service") or single methods
@@ -112,9 +113,7 @@ class RoleInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
         if self._is_removed(peer.node_id):
             raise PermissionDenied(f"node {peer.node_id} was removed from the swarm")
         if peer.role not in allowed:
-            raise PermissionDenied(
-                f"node {peer.node_id} is a {role_name(peer.role)}; it may not call {method}"
-            )
+            raise PermissionDenied(f"node {peer.node_id} ({role_name(peer.role)}) may not call {method}")
 
 
 def _peer_from_auth(auth: Mapping[str, Any]) -> Peer:
