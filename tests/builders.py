@@ -7,6 +7,7 @@ seeded random generator.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from collections.abc import Callable
@@ -138,6 +139,21 @@ class LocalProposer:
         index = self._store.applied_index + 1
         self.log.append((index, data))
         return self._store.apply(index, data)
+
+
+class InterleavingProposer(LocalProposer):
+    """Keeps the order of proposals, and lets other tasks run before each is applied."""
+
+    def __init__(self, store: Store, rng: random.Random) -> None:
+        super().__init__(store)
+        self._rng = rng
+        self._turn = asyncio.Lock()
+
+    async def propose(self, data: bytes) -> object:
+        async with self._turn:
+            for _ in range(self._rng.randrange(1, 5)):
+                await asyncio.sleep(0)
+            return self.apply(data)
 
 
 def make_store(*objects: StoredObject, now: Callable[[], datetime] = lambda: NOW, seed: int = 0) -> Store:

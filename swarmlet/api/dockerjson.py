@@ -59,6 +59,11 @@ _INTEGER_RANGES: Final[dict[int, tuple[int, int]]] = {
     FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
 }
 
+_ZERO_VALUES: Final[dict[int, str | bytes]] = {
+    FieldDescriptor.TYPE_STRING: "",
+    FieldDescriptor.TYPE_BYTES: b"",
+}
+
 
 def to_docker(message: Message) -> dict[str, Any]:
     """The message as Docker's API would show it, of plain dicts, lists, strings, numbers and bools.
@@ -251,8 +256,6 @@ def _read_map(target: Any, value_field: FieldDescriptor, data: object, path: str
         name = _read_string(key, path)
         if value_field.message_type is not None:
             _read_into(target[name], {} if value is None else value, f"{path}[{name}]")
-        elif value is None:
-            target[name] = value_field.default_value
         else:
             target[name] = _read_scalar(value_field, value, f"{path}[{name}]")
 
@@ -263,8 +266,6 @@ def _read_list(target: Any, field: FieldDescriptor, data: object, path: str) -> 
     for number, value in enumerate(data):
         if field.message_type is not None:
             _read_into(target.add(), {} if value is None else value, f"{path}[{number}]")
-        elif value is None:
-            target.append(field.default_value)
         else:
             target.append(_read_scalar(field, value, f"{path}[{number}]"))
 
@@ -277,6 +278,9 @@ def _read_into(target: Message, value: object, path: str) -> None:
 
 
 def _read_scalar(field: FieldDescriptor, value: object, path: str) -> Any:
+    if value is None:
+        # Within a list or a map null is Go's zero value.
+        return _ZERO_VALUES.get(field.type, 0)
     if field.enum_type is not None:
         return _read_word(field.enum_type, value, path)
     kind = field.cpp_type

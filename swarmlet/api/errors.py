@@ -103,5 +103,9 @@ _BY_CODE: dict[grpc.StatusCode, type[SwarmletError]] = {
 
 
 def from_code(code: grpc.StatusCode, message: str) -> SwarmletError:
-    """The error that a peer raised, from what gRPC carried of it."""
+    """The error that a peer raised, from what gRPC carried of it.
+
+    gRPC itself says UNAVAILABLE also when a connection broke during a call: who sent a
+    write then does not know whether it was done.
+    """
     return _BY_CODE.get(code, SwarmletError)(message)
