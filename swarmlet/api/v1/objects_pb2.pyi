@@ -665,7 +665,9 @@ class Service(_message.Message):
     def job_status(self) -> Global___JobStatus: ...
     @_builtins.property
     def spec_version(self) -> Global___Version:
-        """Raft index of the last change of spec; tasks carry the one they were made from."""
+        """Counts the changes of spec from 1 (a rollback is one too, so a number never means
+        two specs); tasks carry the one they were made from. Not a raft index.
+        """
 
     def __init__(
         self,
