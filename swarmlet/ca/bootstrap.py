@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
+import math
 import os
 import re
 import ssl
@@ -59,6 +61,7 @@ _CONTENT_TYPE = "application/x-protobuf"
 # Whoever holds the port open without asking anything is cut off.
 _HANDSHAKE_SECONDS = 5.0
 _CONNECTION_SECONDS = 30.0
+_SHUTDOWN_SECONDS = 2.0
 # Guesses at a token: a burst per address, then one a second.
 _FAILURES_BURST = 10
 _FAILURES_PER_SECOND = 1.0
@@ -87,7 +90,13 @@ class BootstrapServer:
         app = web.Application(client_max_size=BODY_BYTES_MAX)
         app.router.add_get(ROOT_CERTIFICATE_PATH, self._get_root)
         app.router.add_post(CERTIFICATE_PATH, self._post_certificate)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            logger=_silent_logger(),
+            handle_signals=False,
+            shutdown_timeout=_SHUTDOWN_SECONDS,
+        )
         await runner.setup()
         loop = asyncio.get_running_loop()
         handlers = runner.server
@@ -132,7 +141,7 @@ class BootstrapServer:
         now = asyncio.get_running_loop().time()
         wait_seconds = self._failures.wait_seconds(peer, now)
         if wait_seconds > 0:
-            text = f"too many failed attempts to join from {peer}; try again in {wait_seconds:.0f} s"
+            text = f"too many failed attempts to join from {peer}; try again in {math.ceil(wait_seconds)} s"
             return _refusal(429, grpc.StatusCode.UNAVAILABLE, text)
         try:
             response = await self._issue(await _read_request(request), peer)
@@ -416,6 +425,14 @@ async def _read_bounded(content: aiohttp.StreamReader) -> bytes | None:
         if len(received) > BODY_BYTES_MAX:
             return None
     return bytes(received)
+
+
+def _silent_logger() -> logging.Logger:
+    # aiohttp logs a traceback with the bytes of every malformed request: a stranger could
+    # fill the log with them, or have a mistyped token in it. What matters is logged here.
+    logger = logging.getLogger(f"{__name__}.http")
+    logger.setLevel(logging.CRITICAL + 1)
+    return logger
 
 
 def _answer(message: pb.GetRootCertificateResponse | pb.IssueCertificateResponse) -> web.Response:

@@ -9,7 +9,7 @@ from swarmlet.api import pb
 from swarmlet.ca.identity import Identity, new_key_and_csr
 from swarmlet.ca.root import RootCA
 
-CLUSTER_ID = "cluster0000000000000000000"[:25]
+CLUSTER_ID = "cluster000000000000000001x"
 MANAGER = pb.NODE_ROLE_MANAGER
 WORKER = pb.NODE_ROLE_WORKER
 
