@@ -10,33 +10,39 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from typing import Protocol, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from swarmlet.api import pb
-from swarmlet.api.errors import AlreadyExists, Conflict, NotFound, SwarmletError
+from swarmlet.api.errors import AlreadyExists, Conflict, InvalidArgument, SwarmletError
 from swarmlet.api.ids import new_id
-from swarmlet.store.tables import StoredObject, T, Tables
+from swarmlet.store.objects import detached, kind_of, unwrap, wrap
+from swarmlet.store.tables import Tables
+from swarmlet.store.transaction import CHANGES_MAX, TRANSACTION_BYTES_MAX, Transaction, Unit
 from swarmlet.store.watch import Change, ChangeFilter, Watcher, WatchHub
+
+__all__ = [
+    "CHANGES_MAX",
+    "OPERATIONS_REMEMBERED",
+    "RETRIES_MAX",
+    "TRANSACTION_BYTES_MAX",
+    "Proposer",
+    "Store",
+    "Transaction",
+    "Unit",
+    "kind_of",
+    "unwrap",
+    "wrap",
+]
 
 R = TypeVar("R")
 
-CHANGES_MAX = 200
-"""Changes in one transaction (SwarmKit's MaxChangesPerTransaction)."""
-TRANSACTION_BYTES_MAX = 1_500_000
-"""Size of one encoded transaction (SwarmKit's MaxTransactionBytes)."""
 OPERATIONS_REMEMBERED = 10_000
 """How many operation ids are kept to recognise a repeated one."""
-RETRIES_MAX = 10
-
-_FIELD_OF: dict[type[StoredObject], str] = {
-    pb.Cluster: "cluster",
-    pb.Node: "node",
-    pb.Service: "service",
-    pb.Task: "task",
-    pb.Network: "network",
-    pb.Secret: "secret",
-    pb.Config: "config",
-}
+RETRIES_MAX = 50
+"""How often a change that lost a race is made again; of those who race, one wins every time."""
 
 
 class Proposer(Protocol):
@@ -47,81 +53,6 @@ class Proposer(Protocol):
 
         Raises Unavailable or NotLeader (not done) or UnknownOutcome.
         """
-
-
-class Transaction:
-    """Reads the state and collects changes. Made by `Store.update`, never kept."""
-
-    def __init__(self, tables: Tables, ids: Callable[[], str]) -> None:
-        self.view = tables
-        self._ids = ids
-        self._changes: dict[tuple[type[StoredObject], str], pb.StoreChange] = {}
-
-    def new_id(self) -> str:
-        return self._ids()
-
-    def get(self, kind: type[T], object_id: str) -> T | None:
-        """The object as this transaction leaves it so far."""
-        change = self._changes.get((kind, object_id))
-        if change is not None:
-            return None if change.kind == pb.CHANGE_KIND_DELETE else _unwrap(kind, change.object)
-        return self.view.table_of(kind).get(object_id)
-
-    def create(self, value: T) -> None:
-        """Adds an object; its id must be set and new. Raises AlreadyExists for a taken name or id."""
-        if self.get(type(value), value.id) is not None:
-            raise AlreadyExists(f"{_FIELD_OF[type(value)]} {value.id} already exists")
-        self.view.table_of(type(value)).check_name(value)
-        self._record(pb.CHANGE_KIND_CREATE, value, expected_version=0)
-
-    def update(self, value: T) -> None:
-        """Replaces an object; `value.version` must be the one that was read."""
-        current = self.get(type(value), value.id)
-        if current is None:
-            raise NotFound(f"{_FIELD_OF[type(value)]} {value.id} not found")
-        if current.version.index != value.version.index:
-            raise Conflict("update out of sequence")
-        self.view.table_of(type(value)).check_name(value)
-        pending = self._changes.get((type(value), value.id))
-        kind = pb.CHANGE_KIND_UPDATE if pending is None else pending.kind
-        self._record(kind, value, expected_version=value.version.index)
-
-    def delete(self, kind: type[T], object_id: str) -> None:
-        """Removes an object as it is now. Raises NotFound."""
-        current = self.get(kind, object_id)
-        if current is None:
-            raise NotFound(f"{_FIELD_OF[kind]} {object_id} not found")
-        pending = self._changes.get((kind, object_id))
-        if pending is not None and pending.kind == pb.CHANGE_KIND_CREATE:
-            del self._changes[kind, object_id]
-            return
-        tombstone = kind(id=object_id)
-        self._record(pb.CHANGE_KIND_DELETE, tombstone, expected_version=current.version.index)
-
-    @property
-    def changes(self) -> list[pb.StoreChange]:
-        return list(self._changes.values())
-
-    def try_unit(self, unit: Callable[[Transaction], None], *, is_first: bool) -> bool:
-        """Runs a unit of a batch; False, with nothing changed, when it no longer fits this transaction."""
-        before = dict(self._changes)
-        try:
-            unit(self)
-        except (Conflict, NotFound, AlreadyExists):
-            self._changes = before
-            return True
-        fits = len(self._changes) <= CHANGES_MAX and (
-            sum(c.ByteSize() for c in self._changes.values()) <= TRANSACTION_BYTES_MAX
-        )
-        if not fits and not is_first:
-            self._changes = before
-            return False
-        return True
-
-    def _record(self, kind: pb.ChangeKind.ValueType, value: StoredObject, expected_version: int) -> None:
-        change = pb.StoreChange(kind=kind, expected_version=expected_version)
-        getattr(change.object, _FIELD_OF[type(value)]).CopyFrom(value)
-        self._changes[type(value), value.id] = change
 
 
 class Store:
@@ -172,14 +103,22 @@ class Store:
 
         `change` must not await and is run again, on newer state, when somebody else was
         faster. What it raises is passed on and nothing is written. With an
-        `operation_id`, doing the same again changes nothing more.
+        `operation_id` that was applied before, nothing more is written; `change` is run
+        even then, so who repeats an operation asks `operation_index` first.
+
+        Raises what the proposer raises, Conflict when others were faster every time,
+        InvalidArgument when the change is larger than TRANSACTION_BYTES_MAX.
         """
         conflict: SwarmletError | None = None
         for _ in range(RETRIES_MAX):
-            transaction = Transaction(self._tables, lambda: new_id(self._rng))
+            transaction = self._begin()
             result = change(transaction)
             if not transaction.changes:
                 return result
+            if transaction.size_bytes > TRANSACTION_BYTES_MAX:
+                raise InvalidArgument(
+                    f"too large: {transaction.size_bytes} bytes, at most {TRANSACTION_BYTES_MAX} are allowed"
+                )
             try:
                 await self._commit(transaction.changes, operation_id)
             except Conflict as error:
@@ -188,28 +127,34 @@ class Store:
             return result
         raise Conflict(f"gave up after {RETRIES_MAX} attempts: {conflict}")
 
-    async def batch(self, units: Iterable[Callable[[Transaction], None]]) -> int:
+    async def batch(self, units: Iterable[Unit]) -> int:
         """Commits many independent units in as few transactions as the limits allow.
 
-        A unit is never split. It may be run again, on newer state, so it checks what it
-        relies on; one that raises Conflict, NotFound or AlreadyExists is left out.
-        Returns the number of changes committed.
+        A unit is never split; one that is too large by itself goes alone. It may be run
+        again, on newer state, so it checks what it relies on; one that raises Conflict,
+        NotFound or AlreadyExists is left out. Returns the number of changes committed.
+
+        Raises what the proposer raises, and Conflict when others were faster every time;
+        the transactions before that are committed.
         """
         waiting = list(units)
         committed = 0
-        while waiting:
-            count, taken = await self._commit_group(waiting)
+        start = 0
+        while start < len(waiting):
+            count, taken = await self._commit_group(waiting, start)
             committed += count
-            waiting = waiting[taken:]
+            start += taken
         return committed
 
-    async def _commit_group(self, units: list[Callable[[Transaction], None]]) -> tuple[int, int]:
-        """Commits as many of the first units as fit; returns (changes committed, units done with)."""
-        for _ in range(RETRIES_MAX):
-            transaction = Transaction(self._tables, lambda: new_id(self._rng))
+    async def _commit_group(self, units: list[Unit], start: int) -> tuple[int, int]:
+        """Commits as many units from `start` on as fit; returns (changes committed, units done with)."""
+        for attempt in range(RETRIES_MAX):
+            # A smaller group after each lost race: it touches less that others want.
+            units_max = max(1, CHANGES_MAX >> attempt) if attempt else len(units)
+            transaction = self._begin()
             taken = 0
-            for unit in units:
-                if not transaction.try_unit(unit, is_first=taken == 0):
+            for unit in islice(units, start, start + units_max):
+                if not transaction.try_unit(unit, is_first=not transaction.changes):
                     break
                 taken += 1
             if not transaction.changes:
@@ -219,7 +164,10 @@ class Store:
             except (Conflict, AlreadyExists):
                 continue
             return len(transaction.changes), taken
-        return 0, taken
+        raise Conflict(f"gave up after {RETRIES_MAX} attempts: update out of sequence")
+
+    def _begin(self) -> Transaction:
+        return Transaction(self._tables, lambda: new_id(self._rng))
 
     async def _commit(self, changes: list[pb.StoreChange], operation_id: str) -> None:
         if self._proposer is None:
@@ -252,90 +200,95 @@ class Store:
 
     def _check(self, transaction: pb.Transaction) -> None:
         """Raises the error for which the transaction as a whole cannot be applied now."""
-        new_names: set[tuple[str, str]] = set()
+        changed: set[tuple[str, str]] = set()
         for change in transaction.changes:
             value = unwrap(change.object)
             table = self._tables.table_for(value)
+            if (table.kind, value.id) in changed:
+                raise Conflict(f"{table.kind} {value.id} is changed twice in one transaction")
+            changed.add((table.kind, value.id))
             current = table.get(value.id)
             if change.kind == pb.CHANGE_KIND_CREATE:
                 if current is not None:
                     raise AlreadyExists(f"{table.kind} {value.id} already exists")
             elif current is None or current.version.index != change.expected_version:
                 raise Conflict("update out of sequence")
-            if change.kind == pb.CHANGE_KIND_DELETE:
+        self._check_names(transaction, changed)
+
+    def _check_names(self, transaction: pb.Transaction, changed: set[tuple[str, str]]) -> None:
+        """Names are unique after the transaction; within it they may pass from one object to another."""
+        given: set[tuple[str, str]] = set()
+        for change in transaction.changes:
+            value = unwrap(change.object)
+            table = self._tables.table_for(value)
+            name = table.unique_name(value)
+            if change.kind == pb.CHANGE_KIND_DELETE or not name:
                 continue
-            table.check_name(value)
-            name = (table.kind, table.unique_name(value))
-            if name[1]:
-                if name in new_names:
-                    raise AlreadyExists(f"{name[0]} {name[1]} already exists")
-                new_names.add(name)
+            holder = table.by_name(name)
+            is_held = holder is not None and (table.kind, holder.id) not in changed
+            if is_held or (table.kind, name) in given:
+                raise table.name_taken(name)
+            given.add((table.kind, name))
 
     def _apply_change(self, index: int, transaction: pb.Transaction, change: pb.StoreChange) -> Change:
-        value = unwrap(change.object)
-        table = self._tables.table_for(value)
+        wrapped = unwrap(change.object)
+        table = self._tables.table_for(wrapped)
         if change.kind == pb.CHANGE_KIND_DELETE:
-            return Change(change.kind, index, old=table.remove(value.id), new=None)
-        value.version.index = index
-        value.updated_at.CopyFrom(transaction.time)
+            return Change(change.kind, index, old=table.remove(wrapped.id), new=None)
+        value = detached(wrapped)
         old = table.get(value.id)
-        if old is None:
-            value.created_at.CopyFrom(transaction.time)
+        value.version.index = index
+        value.created_at.CopyFrom(transaction.time if old is None else old.created_at)
+        value.updated_at.CopyFrom(transaction.time)
         table.put(value)
         return Change(change.kind, index, old=old, new=value)
 
     def _remember(self, operation_id: str, index: int) -> None:
+        if not operation_id:
+            return
         self._operations[operation_id] = index
         if len(self._operations) > OPERATIONS_REMEMBERED:
             del self._operations[next(iter(self._operations))]
 
     def snapshot(self) -> Callable[[], bytes]:
-        """A consistent copy, cheap to take; the returned function encodes it and may run in a thread."""
+        """A consistent copy, cheap to take; the returned function encodes it and may run in a thread.
+
+        The same log gives the same bytes on every manager.
+        """
         objects = [value for table in self._tables.all_tables() for value in table]
         operations = list(self._operations.items())
 
         def encode() -> bytes:
-            snapshot = pb.StoreSnapshot()
-            for value in objects:
-                getattr(snapshot.objects.add(), _FIELD_OF[type(value)]).CopyFrom(value)
-            for operation_id, index in operations:
-                snapshot.operations.add(operation_id=operation_id, index=index)
-            return snapshot.SerializeToString()
+            # Encoded piece by piece (protobuf joins repeated fields), because one call for
+            # everything would hold the interpreter, and so the event loop, all the time.
+            parts = [
+                pb.StoreSnapshot(objects=[wrap(value)]).SerializeToString(deterministic=True)
+                for value in objects
+            ]
+            parts.extend(
+                pb.StoreSnapshot(
+                    operations=[pb.AppliedOperation(operation_id=operation_id, index=index)]
+                ).SerializeToString()
+                for operation_id, index in operations
+            )
+            return b"".join(parts)
 
         return encode
 
     def restore(self, index: int, data: bytes) -> None:
-        """Replaces everything by a snapshot; watchers are told to start over."""
-        snapshot = pb.StoreSnapshot.FromString(data)
+        """Replaces everything by a snapshot; watchers are told to start over.
+
+        Raises ValueError, with nothing changed, for what is not a snapshot of this version.
+        """
+        try:
+            snapshot = pb.StoreSnapshot.FromString(data)
+        except DecodeError as error:
+            raise ValueError(f"not a snapshot of the store: {error}") from error
+        values = [detached(unwrap(wrapped)) for wrapped in snapshot.objects]
         for table in self._tables.all_tables():
             table.clear()
-        for wrapped in snapshot.objects:
-            value = unwrap(wrapped)
+        for value in values:
             self._tables.table_for(value).put(value)
         self._operations = {o.operation_id: o.index for o in snapshot.operations}
         self.applied_index = index
         self._hub.overflow_all()
-
-
-def unwrap(wrapped: pb.StoreObject) -> StoredObject:
-    field = wrapped.WhichOneof("object")
-    if field is None:
-        raise ValueError("store object without content: written by a newer version?")
-    value: StoredObject = getattr(wrapped, field)
-    return value
-
-
-def wrap(value: StoredObject) -> pb.StoreObject:
-    wrapped = pb.StoreObject()
-    getattr(wrapped, _FIELD_OF[type(value)]).CopyFrom(value)
-    return wrapped
-
-
-def kind_of(value: StoredObject) -> str:
-    """ "service", "task", ...: the word used in watches and events."""
-    return _FIELD_OF[type(value)]
-
-
-def _unwrap(kind: type[T], wrapped: pb.StoreObject) -> T:
-    value: T = getattr(wrapped, _FIELD_OF[kind])
-    return value

@@ -52,7 +52,11 @@ class Table(Generic[T]):
         return None if object_id is None else self._by_id[object_id]
 
     def find(self, index: str, key: object) -> list[T]:
-        """Objects under `key` of an index, in the order in which they came there."""
+        """Objects under `key` of an index, in the order in which they came there.
+
+        That order is this manager's own (a restored snapshot has the order of creation):
+        who needs the same one everywhere sorts.
+        """
         return [self._by_id[i] for i in self._by_key[index].get(key, ())]
 
     def count(self, index: str, key: object) -> int:
@@ -61,29 +65,33 @@ class Table(Generic[T]):
     def by_id_prefix(self, prefix: str) -> list[T]:
         return [value for key, value in self._by_id.items() if key.startswith(prefix)]
 
-    def check_name(self, value: T) -> None:
-        """Raises AlreadyExists when another object has the name."""
-        name = self.unique_name(value)
-        holder = self._by_name.get(name) if name else None
-        if holder is not None and holder != value.id:
-            raise AlreadyExists(f"name conflicts with an existing object: {self.kind} {name} already exists")
+    def name_taken(self, name: str) -> AlreadyExists:
+        """The error for a name that another object has."""
+        return AlreadyExists(f"name conflicts with an existing object: {self.kind} {name} already exists")
 
     def put(self, value: T) -> None:
+        """Adds or replaces. Names are not checked: within a transaction they may pass from one to another."""
         old = self._by_id.get(value.id)
-        if old is not None:
-            self._unindex(old)
         self._by_id[value.id] = value
+        if old is not None:
+            self._forget_name(old)
         name = self.unique_name(value)
         if name:
             self._by_name[name] = value.id
         for index, keys in self._key_functions.items():
-            for key in keys(value):
-                self._by_key[index].setdefault(key, {})[value.id] = None
+            before = dict.fromkeys(keys(old)) if old is not None else {}
+            after = dict.fromkeys(keys(value))
+            if before != after:
+                self._unindex(index, value.id, (key for key in before if key not in after))
+                for key in after:
+                    self._by_key[index].setdefault(key, {})[value.id] = None
 
     def remove(self, object_id: str) -> T | None:
         old = self._by_id.pop(object_id, None)
         if old is not None:
-            self._unindex(old)
+            self._forget_name(old)
+            for index, keys in self._key_functions.items():
+                self._unindex(index, object_id, keys(old))
         return old
 
     def clear(self) -> None:
@@ -92,15 +100,18 @@ class Table(Generic[T]):
         for index in self._by_key.values():
             index.clear()
 
-    def _unindex(self, old: T) -> None:
-        self._by_name.pop(self.unique_name(old), None)
-        for name, keys in self._key_functions.items():
-            for key in keys(old):
-                ids = self._by_key[name].get(key)
-                if ids is not None:
-                    ids.pop(old.id, None)
-                    if not ids:
-                        del self._by_key[name][key]
+    def _forget_name(self, old: T) -> None:
+        name = self.unique_name(old)
+        # The name may already be another's, when one transaction passed it on.
+        if self._by_name.get(name) == old.id:
+            del self._by_name[name]
+
+    def _unindex(self, index: str, object_id: str, keys: Iterable[object]) -> None:
+        for key in dict.fromkeys(keys):
+            ids = self._by_key[index][key]
+            del ids[object_id]
+            if not ids:
+                del self._by_key[index][key]
 
 
 class Tables:

@@ -10,10 +10,14 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import structlog
+
 from swarmlet.api import pb
 from swarmlet.store.tables import StoredObject
 
 QUEUE_CHANGES_MAX = 10_000
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class WatchOverflow(Exception):
 
 
 class Watcher:
-    """One reader's queue; made by `Store.watching`."""
+    """One reader's queue; made by `Store.watching`, read by one task."""
 
     def __init__(self, wanted: ChangeFilter | None) -> None:
         self._wanted = wanted
@@ -62,21 +66,31 @@ class Watcher:
         return changes
 
     def offer(self, changes: Iterable[Change]) -> None:
+        """Queues what is wanted. Never waits and never raises."""
         if self._overflowed:
             return
-        self._pending.extend(c for c in changes if self._wanted is None or self._wanted(c))
+        try:
+            self._pending.extend(c for c in changes if self._wanted is None or self._wanted(c))
+        except Exception:
+            # A defect of one reader must not stop the state machine that calls here.
+            log.exception("filter of a watcher failed")
+            self.overflow()
+            return
         if len(self._pending) > QUEUE_CHANGES_MAX:
             self.overflow()
         elif self._pending:
             self._ready.set()
 
     def overflow(self) -> None:
+        """Forgets what is queued; nothing more is queued until the reader was told."""
         self._overflowed = True
         self._pending.clear()
         self._ready.set()
 
 
 class WatchHub:
+    """Who is told; the store's, one per manager."""
+
     def __init__(self) -> None:
         self._watchers: dict[Watcher, None] = {}
 
