@@ -25,6 +25,8 @@ DEBOUNCE_SECONDS = 0.010
 """How long changes are collected before a plan; short, because commits are grouped anyway."""
 RETRY_SECONDS = 0.5
 KEYS_PER_ROUND_MAX = 200
+PLANNING_SECONDS_MAX = 0.010
+"""How long a round plans before others get their turn."""
 
 Key = Hashable
 Edit = Callable[[Transaction], None]
@@ -72,13 +74,21 @@ class ReconcileLoop:
                 planning = asyncio.create_task(self._plan_forever())
                 try:
                     while True:
-                        for change in await watcher.next():
-                            self._add(self._controller.keys(change))
+                        self._add_affected(await watcher.next())
                 except WatchOverflow:
                     log.info("planning everything again", controller=self._controller.name)
                 finally:
                     planning.cancel()
                     await asyncio.gather(planning, return_exceptions=True)
+
+    def _add_affected(self, changes: list[Change]) -> None:
+        try:
+            for change in changes:
+                self._add(self._controller.keys(change))
+        except Exception:
+            # Nobody knows what the rest of these changes affects.
+            log.exception("planning everything again", controller=self._controller.name)
+            self._add(self._controller.all_keys(self._store.view))
 
     def _add(self, keys: Iterable[Key]) -> None:
         self._queue.update(dict.fromkeys(keys))
@@ -97,21 +107,34 @@ class ReconcileLoop:
                 log.warning("plan not committed", controller=self._controller.name, error=str(error))
                 self._retry_later(keys)
             except Exception:
-                log.exception("planner failed", controller=self._controller.name)
+                log.exception("plan not committed", controller=self._controller.name)
                 self._retry_later(keys)
 
     async def _plan_round(self, keys: list[Key]) -> None:
         edits: list[Edit] = []
-        now = self._now()
+        pause_at = asyncio.get_running_loop().time() + PLANNING_SECONDS_MAX
         for key in keys:
-            self._timers.pop(key, None)
-            plan = self._controller.plan(self._store.view, key, now)
-            edits.extend(plan.edits)
-            if plan.look_again is not None:
-                self._timers[key] = plan.look_again
+            edits.extend(self._plan_key(key))
+            if asyncio.get_running_loop().time() > pause_at:
+                # Heartbeats and elections run on the same loop.
+                await asyncio.sleep(0)
+                pause_at = asyncio.get_running_loop().time() + PLANNING_SECONDS_MAX
         if edits and await self._store.batch(edits) == 0:
             # Everything was out of date: somebody else was faster.
             self._retry_later(keys)
+
+    def _plan_key(self, key: Key) -> list[Edit]:
+        """The edits for one key; a defect that one key meets does not hold up the others."""
+        self._timers.pop(key, None)
+        try:
+            plan = self._controller.plan(self._store.view, key, self._now())
+        except Exception:
+            log.exception("planner failed", controller=self._controller.name, key=str(key))
+            self._retry_later([key])
+            return []
+        if plan.look_again is not None:
+            self._timers[key] = plan.look_again
+        return plan.edits
 
     def _retry_later(self, keys: list[Key]) -> None:
         asyncio.get_running_loop().call_later(RETRY_SECONDS, self._add, keys)
