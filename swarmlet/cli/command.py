@@ -14,9 +14,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 FALSE_PREFIX = "--false-"
 
@@ -44,7 +46,7 @@ def usage_line(context: click.Context) -> str:
     return f"Usage:  {context.command_path} {usage}".rstrip()
 
 
-class Flag(click.ParamType):
+class Flag(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """A flag's type: `parse` turns its text into a value or raises ValueError with the reason."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -73,6 +75,11 @@ class BoolFlag(click.Option):
         name = next(d for d in param_decls if d.startswith("--"))
         decls = [d if d != name else f"{name}/{FALSE_PREFIX}{name[2:]}" for d in param_decls]
         super().__init__(decls, **{"default": None, "is_flag": True, **attrs})
+
+    @staticmethod
+    def option(*param_decls: str, **attrs: Any) -> Callable[[Decorated], Decorated]:
+        """As click.option, for a BoolFlag."""
+        return click.option(*param_decls, cls=BoolFlag, **attrs)
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         return ", ".join(sorted(self.opts, key=len)), self.help or ""
@@ -214,7 +221,7 @@ class Group(click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, lazy: Mapping[str, Lazy] | None = None, **attrs: Any) -> None:
-        super().__init__(*args, no_args_is_help=False, **attrs)
+        super().__init__(*args, **{"no_args_is_help": False, **attrs})
         self._lazy = dict(lazy or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -18,7 +18,6 @@ from swarmlet.cli.template import Fields, Template
 from swarmlet.cli.template_functions import HEADER_FUNCTIONS, to_json
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor
     from google.protobuf.message import Message
 
 FORMAT_HELP = """Format output using a custom template: 'table' (default), 'table TEMPLATE', 'json' (one
@@ -119,7 +118,7 @@ def struct_of(message: Message) -> Fields:
 class _Struct(Fields):
     """Docker's JSON for `json`, and every field of the type for paths."""
 
-    def __init__(self, descriptor: Descriptor, shown: Mapping[str, Any]) -> None:
+    def __init__(self, descriptor: Any, shown: Mapping[str, Any]) -> None:
         super().__init__(shown)
         self._fields = {f.json_name: f for f in descriptor.fields}
 

@@ -261,7 +261,7 @@ def update_flags(function: Decorated) -> Decorated:
     """Adds every flag of `service update` to a command's function."""
     options = [
         _option("--image", "string", "Service image tag"),
-        _option("--args", "command", "Service command args"),
+        _option("args_given --args", "command", "Service command args"),
         BoolFlag(["--force"], help="Force update even if no changes require it"),
         BoolFlag(["--rollback"], help="Rollback to previous specification"),
     ]

@@ -133,7 +133,10 @@ def _mode(given: Given) -> pb.ServiceMode:
     if mode != "replicated-job" and concurrent is not None:
         raise CliError("max-concurrent can only be used with replicated-job mode")
     if mode == "global":
-        return pb.ServiceMode(**{"global": pb.GlobalMode()})
+        mode_message = pb.ServiceMode()
+        # A keyword of Python: the field can only be named in a string.
+        getattr(mode_message, "global").SetInParent()
+        return mode_message
     if mode == "global-job":
         return pb.ServiceMode(global_job=pb.GlobalJobMode())
     if mode == "replicated":
