@@ -9,8 +9,8 @@ _QUALITIES = (
     "amber", "bold", "brisk", "calm", "clever", "crisp", "daring", "eager", "early", "fair", "fleet", "fond",
     "frank", "gentle", "glad", "golden", "grand", "happy", "hardy", "honest", "jolly", "keen", "kind",
     "lively", "lucid", "merry", "mild", "modest", "nimble", "noble", "patient", "placid", "plucky",
-    "proud", "quick", "quiet", "ready", "serene", "sharp", "silent", "smart", "solid", "steady", "sunny", "swift", "tidy",
-    "true", "vivid", "warm", "wise",
+    "proud", "quick", "quiet", "ready", "serene", "sharp", "silent", "smart", "solid", "steady", "sunny",
+    "swift", "tidy", "true", "vivid", "warm", "wise",
 )  # fmt: skip
 _CREATURES = (
     "badger", "bee", "bison", "cormorant", "crane", "cricket", "curlew", "dolphin", "dragonfly", "egret",

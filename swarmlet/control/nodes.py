@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import datetime
 
@@ -12,9 +13,10 @@ from swarmlet.control.presentation import Presenter, in_turns
 from swarmlet.control.references import find_node
 from swarmlet.control.writes import Writer
 from swarmlet.raft.agreement import Agreement
-from swarmlet.store.store import Store, Transaction
+from swarmlet.store.store import TRANSACTION_BYTES_MAX, Store, Transaction
 from swarmlet.store.tables import Tables
 
+ORPHANS_BYTES_MAX = TRANSACTION_BYTES_MAX // 2
 ORPHANED_MESSAGE = "Task belonged to a node that has been deleted"
 _FILTERS = frozenset({"id", "name", "label", "node.label", "role", "membership"})
 
@@ -93,6 +95,8 @@ class Nodes:
         return response
 
     async def remove(self, request: pb.RemoveNodeRequest) -> pb.RemoveNodeResponse:
+        removed_ids: list[str] = []
+
         def remove(transaction: Transaction) -> None:
             node = self.find(transaction.view, request.node_id)
             if any(member.node_id == node.id for member in self._agreement.members):
@@ -102,10 +106,16 @@ class Nodes:
                 )
             if node.status.state == pb.NODE_STATE_READY and not request.force:
                 raise FailedPrecondition(f"node {node.id} is not down and can't be removed")
+            removed_ids.append(node.id)
             transaction.delete(pb.Node, node.id)
-            self._orphan_tasks(transaction, node.id)
+            for task in self._unended_tasks(node.id):
+                # All of them, unless they are too many for one transaction.
+                if transaction.size_bytes < ORPHANS_BYTES_MAX:
+                    transaction.update(self._orphaned(task))
 
         index = await self._writer.commit(self._writer.operation_id(request.operation_id), remove)
+        for node_id in removed_ids[-1:]:
+            await self._orphan_rest(node_id)
         return pb.RemoveNodeResponse(index=index)
 
     def _check_demotion(self, view: Tables, node: pb.Node) -> None:
@@ -119,18 +129,26 @@ class Nodes:
                 "can't remove member from the raft: this would result in a loss of quorum"
             )
 
-    def _orphan_tasks(self, transaction: Transaction, node_id: str) -> None:
-        """Nobody will ever report on these tasks again; in one transaction, so that none is forgotten."""
-        for task in transaction.view.tasks.find("node", node_id):
-            if taskstate.is_terminal(task.status.state):
-                continue
-            orphan = pb.Task()
-            orphan.CopyFrom(task)
-            orphan.status.Clear()
-            orphan.status.state = pb.TASK_STATE_ORPHANED
-            orphan.status.message = ORPHANED_MESSAGE
-            orphan.status.timestamp.FromDatetime(self._now())
-            transaction.update(orphan)
+    def _unended_tasks(self, node_id: str) -> list[pb.Task]:
+        tasks = self._store.view.tasks.find("node", node_id)
+        return [task for task in tasks if not taskstate.is_terminal(task.status.state)]
+
+    def _orphaned(self, task: pb.Task) -> pb.Task:
+        """The task as nobody will ever report on it again."""
+        orphan = pb.Task()
+        orphan.CopyFrom(task)
+        orphan.status.Clear()
+        orphan.status.state = pb.TASK_STATE_ORPHANED
+        orphan.status.message = ORPHANED_MESSAGE
+        orphan.status.timestamp.FromDatetime(self._now())
+        return orphan
+
+    async def _orphan_rest(self, node_id: str) -> None:
+        units = [
+            functools.partial(Transaction.update, value=self._orphaned(task))
+            for task in self._unended_tasks(node_id)
+        ]
+        await self._store.batch(units)
 
 
 def _validate_spec(spec: pb.NodeSpec) -> None:
