@@ -7,7 +7,7 @@ that does not await sees one consistent state.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import islice
@@ -87,8 +87,11 @@ class Store:
         finally:
             self._hub.unsubscribe(watcher)
 
-    async def changes(self, wanted: ChangeFilter | None = None) -> AsyncIterator[list[Change]]:
-        """`watching` as a plain iterator. Raises WatchOverflow when the reader was too slow."""
+    async def changes(self, wanted: ChangeFilter | None = None) -> AsyncGenerator[list[Change], None]:
+        """`watching` as a plain iterator, from its first step on; close it (`contextlib.aclosing`).
+
+        Raises WatchOverflow when the reader was too slow.
+        """
         with self.watching(wanted) as watcher:
             while True:
                 yield await watcher.next()
