@@ -428,7 +428,7 @@ def chosen_runtime(runtime: str) -> str:
         raise InvalidArgument(f"unknown runtime {runtime!r}; there are auto, docker and process")
     if runtime == "docker" and not containers.engine_answers():
         raise FailedPrecondition(
-            f"no Docker Engine answers at {containers.ENGINE_SOCKET}; start it, or use --runtime process"
+            f"no Docker Engine answers at {containers.engine_url()}; start it, or use --runtime process"
         )
     return runtime
 
@@ -452,6 +452,8 @@ def daemon_command(node: NodeLayout, runtime: str) -> list[str]:
         "--log-level": "info",
         "--log-format": "text",
     }
+    if runtime == "docker":
+        options["--docker-host"] = containers.engine_url()
     return [*program(), "daemon", *(word for pair in options.items() for word in pair)]
 
 

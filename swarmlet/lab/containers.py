@@ -7,6 +7,7 @@ the node's id as `io.swarmlet.owner`. Blocking calls, from a thread or a command
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +18,25 @@ import docker.errors
 
 from swarmlet.api.errors import Unavailable
 
-ENGINE_SOCKET = "/var/run/docker.sock"
+DEFAULT_ENGINE = "unix:///var/run/docker.sock"
 OWNER_LABEL = "io.swarmlet.owner"
 _PING_SECONDS = 2.0
 
 
+def engine_url() -> str:
+    """Docker's own rule: DOCKER_HOST, or else the default socket."""
+    return os.environ.get("DOCKER_HOST") or DEFAULT_ENGINE
+
+
 def engine_answers() -> bool:
-    """Whether a Docker Engine answers this user at the default socket."""
+    """Whether a Docker Engine on this machine answers this user."""
+    scheme, _, path = engine_url().partition("://")
+    if scheme != "unix":
+        return False
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_PING_SECONDS)
         try:
-            connection.connect(ENGINE_SOCKET)
+            connection.connect(path)
             connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: engine\r\n\r\n")
             return b" 200 " in connection.recv(64)
         except OSError:
@@ -38,9 +47,9 @@ def engine_answers() -> bool:
 def engine() -> Iterator[Any]:
     """A client of the default engine; raises Unavailable when it does not answer."""
     try:
-        client = docker.DockerClient(base_url=f"unix://{ENGINE_SOCKET}", version="auto", timeout=30)
+        client = docker.DockerClient(base_url=engine_url(), version="auto", timeout=30)
     except docker.errors.DockerException as error:
-        raise Unavailable(f"no Docker Engine answers at {ENGINE_SOCKET}: {error}") from error
+        raise Unavailable(f"no Docker Engine answers at {engine_url()}: {error}") from error
     try:
         yield client
     finally:

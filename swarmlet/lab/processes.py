@@ -89,14 +89,15 @@ def stop_all(find: Callable[[], frozenset[int]]) -> None:
 def kill_all(find: Callable[[], frozenset[int]]) -> None:
     """Ends what `find` returns as a power failure does.
 
-    Everything is frozen before anything dies, so that nobody sees another's death.
-    Blocking; returns when `find` finds nothing more.
+    Everything is frozen before anything dies, so that nobody sees another's death, and
+    dies in the same moment, so that nobody outside waits for the frozen. Blocking;
+    returns when `find` finds nothing more.
     """
     deadline = time.monotonic() + KILL_SECONDS_MAX
-    stop_all(find)
     while pids := find():
         if time.monotonic() > deadline:
             raise FailedPrecondition(f"processes {sorted(pids)} do not die")
+        send(pids, signal.SIGSTOP)
         send(pids, signal.SIGKILL)
         reap()
         time.sleep(_ROUND_SECONDS)
