@@ -65,6 +65,12 @@ def use_clock(clock: Callable[[], float]) -> None:
     engine.monotonicTime = clock
 
 
+def engine_clock() -> Callable[[], float]:
+    """The monotonic clock that the engines read now."""
+    clock: Callable[[], float] = engine.monotonicTime
+    return clock
+
+
 class _NoTransport(Transport):  # type: ignore[misc]
     """PySyncObj wants one; all sending is done by `Core` itself."""
 

@@ -76,9 +76,9 @@ class Leading(Elections):
         """Sends what followers lack, the commit index when it moved, and heartbeats when they are due."""
         now = self._now()
         is_due = now >= self._heartbeat_due
-        if self.state != LEADER or not (is_due or self._replicate_now):
+        wanted, self._replicate_now = self._replicate_now, False
+        if self.state != LEADER or not (is_due or wanted):
             return
-        self._replicate_now = False
         if is_due:
             self._heartbeat_due = now + self._settings.heartbeat_seconds
         self._round += 1
