@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def build_spec(given: Given, image: str, args: Sequence[str]) -> pb.ServiceSpec:
 
 
 def _fill_container(container: pb.ContainerSpec, given: Given, image: str, args: Sequence[str]) -> None:
-    container.image = image
+    container.image = with_tag(image)
     container.args.extend(args)
     container.command.extend(given["entrypoint"] or ())
     container.env.extend(_environment(given))
@@ -100,6 +102,12 @@ def _fill_container(container: pb.ContainerSpec, given: Given, image: str, args:
     health = _health(given)
     if health is not None:
         container.healthcheck.CopyFrom(health)
+
+
+def with_tag(image: str) -> str:
+    """Docker's client names the tag that is meant; an image id and a digest need none."""
+    has_tag = ":" in image.rsplit("/", 1)[-1] or "@" in image
+    return image if has_tag or re.fullmatch(r"[a-f0-9]{64}", image) else f"{image}:latest"
 
 
 def set_scalars(container: pb.ContainerSpec, given: Given) -> None:
@@ -160,8 +168,6 @@ def _environment(given: Given) -> list[str]:
 
 
 def _env_files(paths: Iterable[str]) -> Iterable[str]:
-    import os
-
     for path in paths:
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
@@ -232,7 +238,6 @@ def set_restart_defaults(policy: pb.RestartPolicy) -> None:
     policy.condition = pb.RESTART_CONDITION_ANY
     policy.delay_ns = _RESTART_DELAY_NS
     policy.max_attempts = 0
-    policy.window_ns = 0
 
 
 def set_restart(policy: pb.RestartPolicy, given: Given) -> None:

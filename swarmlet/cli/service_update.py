@@ -28,6 +28,7 @@ from swarmlet.cli.service_spec import (
     set_rollout,
     set_rollout_defaults,
     set_scalars,
+    with_tag,
 )
 
 _MAY_GO_WITH_ROLLBACK = ("rollback", "detach", "quiet", "args_given")
@@ -43,7 +44,7 @@ def apply_update(spec: pb.ServiceSpec, given: Given) -> None:
     container = task.container_spec
     _merge(spec.labels, given, "label")
     if given["image"] is not None:
-        container.image = given["image"]
+        container.image = with_tag(given["image"])
     if given["force"]:
         task.force_update += 1
     _update_container(container, given)
