@@ -63,7 +63,7 @@ class Report:
         )
         verdict = ("met" if good else "MISSED") if bound is not None else ""
         self.met = self.met and good
-        shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+        shown = str(value) if isinstance(value, int) else f"{value:.3f}"
         self.rows.append((what, f"{shown} {unit}".strip(), target, verdict))
 
     def spread(
