@@ -93,7 +93,7 @@ def plan_program(
 
 
 def stop_signal_of(spec: pb.ContainerSpec) -> signal.Signals:
-    """SIGTERM unless the spec says otherwise, by number or by name with or without SIG. Raises TaskRejected."""
+    """SIGTERM unless the spec names another: `9`, `KILL` or `SIGKILL`. Raises TaskRejected."""
     text = spec.stop_signal.strip().upper()
     if not text:
         return signal.SIGTERM
@@ -121,11 +121,10 @@ def credentials_of(user: str, groups: Sequence[str]) -> Credentials | None:
     uid, gid, login_groups = _user(name or str(os.getuid()))
     if group:
         gid = _group(group)
-    wanted = Credentials(uid, gid, tuple(sorted({gid, *login_groups, *map(_group, groups)})))
-    if os.getuid() == 0:
-        return wanted
     if uid == os.getuid() and gid == os.getgid() and not groups:
         return None
+    if os.getuid() == 0:
+        return Credentials(uid, gid, tuple(sorted({gid, *login_groups, *map(_group, groups)})))
     raise TaskRejected(
         f"cannot run as user {user or name!r}: this node's daemon runs without root; "
         "run it as root or leave out --user and --group"

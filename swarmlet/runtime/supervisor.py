@@ -107,7 +107,7 @@ class SupervisedProgram:
     """One program that runs or has ended. Made by `launch` or `adopt`; lives until the daemon ends."""
 
     def __init__(self, directory: Path, program: ProcessRecord | None, supervisor: ProcessRecord) -> None:
-        self.program = program
+        self._program = program
         self.exit_code: int | None = None
         self.ended = asyncio.Event()
         self._directory = directory
@@ -119,6 +119,13 @@ class SupervisedProgram:
         """The program's own; 0 once it has ended."""
         return 0 if self.exit_code is not None or self.program is None else self.program.pid
 
+    @property
+    def program(self) -> ProcessRecord | None:
+        """None in the instant before the shell has written it down."""
+        if self._program is None:
+            self._program = _read_recorded(self._directory / "program")
+        return self._program
+
     def watch(self, table: ProcessTable) -> None:
         self._watch = asyncio.create_task(self._until_ended(table))
 
@@ -128,10 +135,15 @@ class SupervisedProgram:
 
     def signal(self, signal_number: int) -> None:
         """To the program alone; nothing happens once it has ended."""
-        if self.program is None:  # adopted in the instant before the shell wrote it
-            self.program = _read_recorded(self._directory / "program")
         if self.exit_code is None and self.program is not None:
             procfs.send_signal(self.program, signal_number)
+
+    async def stop(self, stop_signal: int, grace_seconds: float) -> None:
+        """`stop_signal` to the program, after the grace period SIGKILL; returns when it has ended."""
+        self.signal(stop_signal)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), grace_seconds)
+        await self.kill()
 
     async def kill(self) -> None:
         """SIGKILL to the program and all of its session; returns when it has ended."""
@@ -165,13 +177,11 @@ class SupervisedProgram:
         return [record for record in processes if record.session in sessions or record == self.program]
 
 
-async def launch(
-    directory: Path, program: Program, executor: Executor, table: ProcessTable
-) -> SupervisedProgram | None:
-    """Starts `program` with its files in `directory`, which exists.
+async def launch(directory: Path, program: Program, executor: Executor) -> None:
+    """Starts `program` with its files in `directory`, which exists; returns when it runs.
 
-    Returns when the program runs. None when another supervisor already has the
-    directory, or when the shell could not begin: `adopt` tells which.
+    Does nothing when another supervisor already has the directory. `adopt` then gives
+    the program, or None when the shell could not begin. Raises OSError. Not to be cancelled.
     """
     read_end, write_end = os.pipe()
     try:
@@ -181,10 +191,8 @@ async def launch(
         finally:
             os.close(write_end)
         await _readable(read_end)
-        started = os.read(read_end, 4096)
     finally:
         os.close(read_end)
-    return adopt(directory, table) if started else None
 
 
 def adopt(directory: Path, table: ProcessTable, *, same_boot: bool = True) -> SupervisedProgram | None:
