@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import socket
+from collections.abc import Iterator
 
 import psutil
 
@@ -28,7 +28,8 @@ def advertise_address(requested: str, listen_addr: str) -> str:
             ipaddress.ip_address(host)
         except ValueError:
             raise InvalidArgument(
-                "advertise address must be a non-zero IP address or network interface (with optional port number)"
+                "advertise address must be a non-zero IP address or network interface "
+                "(with optional port number)"
             ) from None
         if is_unspecified(host):
             raise InvalidArgument("advertise address must be a non-zero IP address")
@@ -36,31 +37,42 @@ def advertise_address(requested: str, listen_addr: str) -> str:
     if not is_unspecified(listen_host):
         return join_address(listen_host, port)
     candidates = _host_addresses()
-    if len(candidates) != 1:
-        found = ", ".join(f"{ip} on interface {name}" for name, ip in candidates) or "none found"
+    if not candidates:
+        raise InvalidArgument(
+            "could not find a system IP address to advertise - specify one with --advertise-addr"
+        )
+    if len(candidates) > 1:
+        found = ", ".join(f"{ip} on interface {name}" for name, ip in candidates)
         raise InvalidArgument(
             "could not choose an IP address to advertise since this system has multiple addresses "
             f"({found}) - specify one with --advertise-addr"
-            if candidates
-            else "could not find a system IP address to advertise - specify one with --advertise-addr"
         )
     return join_address(candidates[0][1], port)
 
 
 def _address_of_interface(name: str) -> str | None:
-    for address in psutil.net_if_addrs().get(name, []):
-        if address.family == socket.AF_INET:
-            return str(address.address)
-    return None
+    return next((ip for interface, ip in _ipv4_addresses() if interface == name), None)
 
 
 def _host_addresses() -> list[tuple[str, str]]:
     """IPv4 addresses that others may reach: no loopback, nothing of a container engine."""
     return [
-        (name, str(address.address))
-        for name, addresses in psutil.net_if_addrs().items()
-        for address in addresses
-        if address.family == socket.AF_INET
-        and not ipaddress.ip_address(address.address).is_loopback
-        and not name.startswith(("docker", "veth", "br-"))
+        (name, ip)
+        for name, ip in _ipv4_addresses()
+        if not ipaddress.ip_address(ip).is_loopback and not name.startswith(("docker", "veth", "br-"))
     ]
+
+
+def _ipv4_addresses() -> Iterator[tuple[str, str]]:
+    for name, addresses in psutil.net_if_addrs().items():
+        for address in addresses:
+            if ipv4 := _ipv4(str(address.address)):
+                yield name, ipv4
+
+
+def _ipv4(text: str) -> str:
+    """The address if it is one of IPv4; interfaces also have hardware and IPv6 addresses."""
+    try:
+        return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        return ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
 import structlog
@@ -15,6 +16,8 @@ from swarmlet.raft.node import RaftNode
 
 LEADER_TRAILER = "swarmlet-leader"
 REDIRECTS_MAX = 5
+JOIN_SECONDS_MAX = 70.0
+LEAVE_SECONDS_MAX = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +63,7 @@ class MembershipServicer(raft_pb2_grpc.RaftMembershipServicer):
         return pb.LeaderResponse(leader=self._raft.leader, members=self._raft.members)
 
 
-async def abort(context: grpc.aio.ServicerContext[object, object], error: SwarmletError) -> None:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: SwarmletError) -> None:
     """Ends a call with an error, telling where the leader is when that is the trouble."""
     if isinstance(error, NotLeader) and error.leader_address:
         context.set_trailing_metadata(((LEADER_TRAILER, error.leader_address),))
@@ -69,14 +72,34 @@ async def abort(context: grpc.aio.ServicerContext[object, object], error: Swarml
 
 async def join_group(addresses: Sequence[str], member: pb.RaftMember, channels: Channels) -> None:
     """Adds `member` to the group through any of its managers. Raises the last error when none would."""
+
+    async def join(stub: raft_pb2_grpc.RaftMembershipAsyncStub) -> None:
+        await stub.Join(pb.JoinMemberRequest(member=member), timeout=JOIN_SECONDS_MAX)
+
+    await _at_leader(addresses, channels, join)
+
+
+async def leave_group(addresses: Sequence[str], node_id: str, channels: Channels) -> None:
+    """Takes a manager's vote away through any of the managers. Raises the last error when none would."""
+
+    async def remove(stub: raft_pb2_grpc.RaftMembershipAsyncStub) -> None:
+        await stub.Remove(pb.RemoveMemberRequest(node_id=node_id), timeout=LEAVE_SECONDS_MAX)
+
+    await _at_leader(addresses, channels, remove)
+
+
+async def _at_leader(
+    addresses: Sequence[str],
+    channels: Channels,
+    call: Callable[[raft_pb2_grpc.RaftMembershipAsyncStub], Awaitable[None]],
+) -> None:
     last: SwarmletError = Unavailable("no manager of the swarm is known")
     for address in addresses:
         target = address
         for _ in range(REDIRECTS_MAX):
             try:
                 async with channels(target) as channel:
-                    stub = raft_pb2_grpc.RaftMembershipStub(channel)
-                    await stub.Join(pb.JoinMemberRequest(member=member), timeout=70)
+                    await call(raft_pb2_grpc.RaftMembershipStub(channel))
                     return
             except grpc.aio.AioRpcError as error:
                 last = from_code(error.code(), error.details() or "")
@@ -88,7 +111,5 @@ async def join_group(addresses: Sequence[str], member: pb.RaftMember, channels: 
 
 
 def _leader_in(error: grpc.aio.AioRpcError) -> str | None:
-    for key, value in error.trailing_metadata() or ():
-        if key == LEADER_TRAILER:
-            return value if isinstance(value, str) else value.decode()
-    return None
+    trailers: Any = error.trailing_metadata() or ()
+    return next((str(value) for key, value in trailers if key == LEADER_TRAILER), None)
