@@ -59,7 +59,7 @@ def _host_addresses() -> list[tuple[str, str]]:
     return [
         (name, ip)
         for name, ip in _ipv4_addresses()
-        if not ipaddress.ip_address(ip).is_loopback and not name.startswith(("docker", "veth", "br-"))
+        if not ipaddress.IPv4Address(ip).is_loopback and not name.startswith(("docker", "veth", "br-"))
     ]
 
 

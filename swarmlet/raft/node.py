@@ -122,6 +122,7 @@ class RaftNode:
         self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._reads: list[tuple[int, int, asyncio.Future[None]]] = []
         self._failure: BaseException | None = None
+        self._membership_lock = asyncio.Lock()
         if files.snapshot is not None:
             machine.restore(files.snapshot.last_index, files.snapshot.state)
         self.core = Core(
@@ -208,8 +209,8 @@ class RaftNode:
     async def add_member(self, member: pb.RaftMember) -> None:
         """Brings a manager up to date, then lets it vote. Leader only; repeating it is safe.
 
-        Raises NotLeader, Unavailable (it could not be reached or did not catch up) or
-        Conflict (another change is under way).
+        Changes of several managers wait for each other. Raises NotLeader, or Unavailable
+        when the manager could not be reached or did not catch up.
         """
         if not self.is_leader:
             raise self._not_leader()
@@ -245,8 +246,15 @@ class RaftNode:
     async def _change_membership(
         self, action: pb.MembershipChange.Action.ValueType, member: pb.RaftMember
     ) -> None:
-        change = pb.MembershipChange(action=action, member=member)
-        await self._propose(MEMBERSHIP + change.SerializeToString())
+        command = MEMBERSHIP + pb.MembershipChange(action=action, member=member).SerializeToString()
+        async with self._membership_lock:
+            while True:
+                try:
+                    await self._propose(command)
+                    return
+                except Conflict:
+                    # One that a former leader began is not decided yet.
+                    await asyncio.sleep(JOIN_POLL_SECONDS)
 
     async def transfer_leadership(self, target: str) -> bool:
         """Asks `target` to lead; False when it is not up to date."""
