@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 from swarmlet.api import pb
 from swarmlet.runtime.base import TaskResources
 
@@ -21,3 +24,12 @@ def make_task(task_id: str = "task1", *command: str, slot: int = 1, **container:
         pb.ContainerSpec(image="demo:1", args=list(command), **container)  # type: ignore[arg-type]
     )
     return task
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Waits for what real programs do in their own time."""
+    async with asyncio.timeout(30):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.01)
