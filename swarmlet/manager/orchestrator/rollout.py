@@ -61,8 +61,10 @@ def plan_rollout(s: Situation, slots: Iterable[SlotTasks], plan: Plan) -> None:
     if s.is_paused:
         return
     if not s.is_updating:
-        if any(_needs_replacement(s, slot) for slot in slots):
-            plan.edits.append(_begin(s))
+        # Comparing is enough to see that nothing is to be done, as it is nearly always.
+        suspects = (slot for slot in slots if slot.outdated or not slot.current)
+        if any(_judge(s, slot).standing in (Standing.OUTDATED, Standing.IDLE) for slot in suspects):
+            plan.edits.append(_set_status(s, pb.UPDATE_STATE_UPDATING, "update in progress"))
         return
     judged = [_judge(s, slot) for slot in slots]
     if _stop_on_failure(s, judged, plan):
@@ -71,12 +73,6 @@ def plan_rollout(s: Situation, slots: Iterable[SlotTasks], plan: Plan) -> None:
         _go_on(s, judged, plan)
     else:
         _finish(s, judged, plan)
-
-
-def _needs_replacement(s: Situation, slot: SlotTasks) -> bool:
-    if slot.current:
-        return False
-    return bool(slot.outdated) or s.revision.is_outdated(slot.newest)
 
 
 # ---- judging
@@ -138,10 +134,6 @@ def _go_on(s: Situation, judged: list[_Slot], plan: Plan) -> None:
     waiting = (slot for slot in judged if slot.standing is Standing.OUTDATED)
     for slot, _ in zip(waiting, range(limit - busy), strict=False):
         plan.edits.append(replace(s, slot.old, stop_old=not s.starts_first))
-
-
-def _begin(s: Situation) -> Edit:
-    return _set_status(s, pb.UPDATE_STATE_UPDATING, "update in progress")
 
 
 def _finish(s: Situation, judged: list[_Slot], plan: Plan) -> None:

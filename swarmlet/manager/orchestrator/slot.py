@@ -111,7 +111,7 @@ def sort_slot(s: Situation, tasks: Sequence[pb.Task]) -> SlotTasks:
     return slot
 
 
-def _merit(s: Situation, task: pb.Task) -> tuple[bool, bool, bool, tuple[int, int, str]]:
+def _merit(s: Situation, task: pb.Task) -> tuple[bool, bool, bool, tuple[int, int, int, str]]:
     return (
         s.is_healthy(task),
         task.status.state == pb.TASK_STATE_RUNNING,

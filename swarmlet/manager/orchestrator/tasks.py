@@ -76,9 +76,13 @@ def time_of(stamp: Timestamp) -> datetime:
     return stamp.ToDatetime(tzinfo=UTC)
 
 
-def age_order(task: pb.Task) -> tuple[int, int, str]:
-    """Sorts tasks from the oldest to the newest."""
-    return (task.created_at.seconds, task.created_at.nanos, task.id)
+def age_order(task: pb.Task) -> tuple[int, int, int, str]:
+    """Sorts the tasks of a slot from the oldest to the newest.
+
+    By revision first: that is an index of the log, while a clock may be set back or
+    differ from the clock of the leader before.
+    """
+    return (task.spec_version.index, task.created_at.seconds, task.created_at.nanos, task.id)
 
 
 def ended_at(task: pb.Task) -> datetime:
