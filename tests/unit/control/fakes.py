@@ -91,10 +91,11 @@ class Desk:
     logs: FakeLogs = field(default_factory=FakeLogs)
 
 
-def make_desk(*objects: StoredObject, agreement: FakeAgreement | None = None, seed: int = 0) -> Desk:
+def make_desk(*objects: StoredObject, agreement: FakeAgreement | None = None) -> Desk:
     store = make_store(*objects)
     agreement = agreement or FakeAgreement()
-    control = Control(store, now=lambda: NOW, rng=random.Random(seed), agreement=agreement)
+    # Another sequence than the store's: equal operation ids would mean the same operation.
+    control = Control(store, now=lambda: NOW, rng=random.Random("control"), agreement=agreement)
     desk = Desk(store, agreement, control)
     control.log_source = desk.logs
     return desk
