@@ -104,6 +104,8 @@ class Command(click.Command):
         self.arity = arity
         self.aliases = aliases
         self.allow_interspersed_args = interspersed
+        # With no arguments at all, one too many is ours to refuse, in Docker's words.
+        self.allow_extra_args = arity == (0, 0)
         if arity != (0, 0):
             argument = click.Argument(["args"], nargs=-1, required=False)
             if completes is not None:

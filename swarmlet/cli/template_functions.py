@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+_VERB = re.compile(r"%(?P<left>-)?(?P<width>\d{1,3})?(?:\.(?P<precision>\d{1,2}))?(?P<verb>[svdqf%])")
 
 
 def go_text(value: Any) -> str:
@@ -69,18 +72,19 @@ def _or(*values: Any) -> Any:
 
 
 def _printf(pattern: str, *values: Any) -> str:
-    out = []
     arguments = iter(values)
-    pieces = pattern.split("%%")
-    for piece in pieces:
-        parts = piece.split("%v")
-        text = parts[0]
-        for part in parts[1:]:
-            text += go_text(next(arguments, "%!v(MISSING)")) + part
-        out.append(text)
-    rendered = "%".join(out)
-    rest = tuple(arguments)
-    return rendered % rest if rest else rendered
+
+    def verb(match: re.Match[str]) -> str:
+        if match["verb"] == "%":
+            return "%"
+        value = next(arguments, None)
+        text = json.dumps(value) if match["verb"] == "q" else go_text(value)
+        if match["verb"] == "f":
+            text = f"{float(value or 0):.{match['precision'] or '6'}f}"
+        width = int(match["width"] or 0)
+        return text.ljust(width) if match["left"] else text.rjust(width)
+
+    return _VERB.sub(verb, pattern)
 
 
 def _println(*values: Any) -> str:
