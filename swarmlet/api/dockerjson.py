@@ -48,7 +48,6 @@ _RFC3339 = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)",
     re.ASCII,
 )
-_FLOAT32_MAX = 3.4028234663852886e38
 _INTEGER_FROM_FLOAT_MAX = 1e21
 """From here Go writes a float with an exponent."""
 
@@ -196,7 +195,7 @@ def _write_float(value: float, *, is_single: bool) -> float | int:
     if is_single:
         for digits in range(6, 9):
             shorter = float(f"{value:.{digits}g}")
-            if struct.unpack("f", struct.pack("f", shorter))[0] == value:
+            if struct.unpack("<f", struct.pack("<f", shorter))[0] == value:
                 return shorter
     return value
 
@@ -321,8 +320,14 @@ def _read_bytes(value: object, path: str) -> bytes:
 
 
 def _read_float(value: object, path: str, *, is_single: bool) -> float:
-    limit = _FLOAT32_MAX if is_single else 1.7976931348623157e308
-    if not isinstance(value, int | float) or isinstance(value, bool) or not -limit <= value <= limit:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _expected(path, "a number")
+    try:
+        # The shortest form of the largest number is a little above it, and is rounded here.
+        struct.pack("<f" if is_single else "<d", value)
+    except (OverflowError, struct.error):
+        raise _expected(path, "a smaller number") from None
+    if not math.isfinite(value):
         raise _expected(path, "a number")
     return float(value)
 

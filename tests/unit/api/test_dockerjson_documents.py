@@ -200,6 +200,15 @@ def test_a_ratio_is_written_as_short_as_go_writes_it(ratio: float) -> None:
     assert pb.UpdateConfig(max_failure_ratio=written) == config
 
 
+def test_the_largest_number_reads_back_from_its_shortest_form() -> None:
+    config = pb.UpdateConfig(max_failure_ratio=3.4028234663852886e38)
+
+    document = dockerjson.to_docker(config)
+
+    assert document["MaxFailureRatio"] == 3.4028235e38
+    assert dockerjson.from_docker(pb.UpdateConfig, document) == config
+
+
 def test_text_is_one_line_of_json_in_utf8() -> None:
     service = pb.ServiceSpec(name="grün\n")
 

@@ -67,7 +67,11 @@ def container(**fields: Any) -> dict[str, Any]:
         ),
         (
             {"Spec": {"UpdateConfig": {"MaxFailureRatio": 1e39}}},
-            "Spec.UpdateConfig.MaxFailureRatio: expected a number",
+            "Spec.UpdateConfig.MaxFailureRatio: expected a smaller number",
+        ),
+        (
+            {"Spec": {"UpdateConfig": {"MaxFailureRatio": -(10**400)}}},
+            "Spec.UpdateConfig.MaxFailureRatio: expected a smaller number",
         ),
         (
             {"Spec": {"UpdateConfig": {"MaxFailureRatio": float("nan")}}},
