@@ -25,7 +25,7 @@ from swarmlet.lab.load import Load, fetch
 from swarmlet.lab.show import Show
 
 SERVICE = "web"
-REQUESTS_PER_SECOND = 200
+REQUESTS_PER_SECOND = 100
 CONVERGE_SECONDS_MAX = 60.0
 WRITE_SECONDS_MAX = 15.0
 _LOOK_SECONDS = 0.05

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 IN_FLIGHT_MAX = 2000
-BODY_BYTES_MAX = 1 << 20
+ANSWER_BYTES_MAX = 1 << 20
 _SAMPLES_KEPT = 10
 
 
@@ -182,7 +182,7 @@ class _Target:
         self.counts = True
         self._address = (parts.hostname, parts.port or 80)
         self._keep_alive = keep_alive
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[_Connection] = []
         connection = "keep-alive" if keep_alive else "close"
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         head = (f"GET {path} HTTP/1.1", f"Host: {self.name}", f"Connection: {connection}", "", "")
@@ -191,68 +191,120 @@ class _Target:
     async def get(self) -> bytes:
         """The body of one answer; raises RequestFailed."""
         if self._idle:
-            reader, writer = self._idle.pop()
             # Closed while idle, it never saw the request: a fresh one may carry it.
             with contextlib.suppress(_NothingRead):
-                return await self._exchange(reader, writer)
+                return await self._exchange(self._idle.pop())
+        loop = asyncio.get_running_loop()
         try:
-            reader, writer = await asyncio.open_connection(*self._address)
+            _, connection = await loop.create_connection(_Connection, *self._address)
         except OSError as error:
             raise RequestFailed(f"connect: {error.strerror or error}") from error
         try:
-            return await self._exchange(reader, writer)
+            return await self._exchange(connection)
         except _NothingRead as failure:
             raise RequestFailed(str(failure)) from failure
 
     def close(self) -> None:
         while self._idle:
-            self._idle.pop()[1].close()
+            self._idle.pop().close()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    async def _exchange(self, connection: _Connection) -> bytes:
         kept = False
         try:
-            writer.write(self._request)
-            await writer.drain()
-            body, reusable = await _read_answer(reader)
-            kept = self._keep_alive and reusable
-            if kept:
-                self._idle.append((reader, writer))
-            return body
+            answer = await connection.exchange(self._request)
+            kept = self._keep_alive and answer.is_reusable
         finally:
-            if not kept:
-                writer.close()
+            if kept:
+                self._idle.append(connection)
+            else:
+                connection.close()
+        if answer.status != b"200":
+            raise RequestFailed(f"status {answer.status.decode(errors='replace')}")
+        return answer.body
 
 
 class _NothingRead(Exception):
     """The connection ended before the first byte of an answer."""
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
-    """The body of a 200 answer, and whether its connection can carry another request."""
-    status = b""
-    try:
-        status = await reader.readline()
-        if not status:
+@dataclass(frozen=True)
+class _Answer:
+    status: bytes
+    body: bytes
+    is_reusable: bool
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time. No streams: they cost the machine under test twice as much."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._lost = False
+        self._answer: asyncio.Future[_Answer] | None = None
+
+    async def exchange(self, request: bytes) -> _Answer:
+        """Raises _NothingRead or RequestFailed when the connection ends before the answer does."""
+        assert self._transport is not None
+        if self._lost:
             raise _NothingRead("closed without an answer")
-        length, reusable = None, status.startswith(b"HTTP/1.1")
-        while (line := await reader.readline()).strip():
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
-            elif name.lower() == b"connection":
-                reusable = value.strip().lower() == b"keep-alive"
-        if not line:
-            raise RequestFailed("closed inside the headers")
-        if length is None:
-            body, reusable = await reader.read(BODY_BYTES_MAX), False
+        self._received = b""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if len(self._received) > ANSWER_BYTES_MAX:
+            self._end(error=RequestFailed(f"an answer of more than {ANSWER_BYTES_MAX} bytes"))
+        elif (answer := _parse(self._received, is_all=False)) is not None:
+            self._end(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if not self._received:
+            reason = f"read: {getattr(exc, 'strerror', None) or exc}" if exc else "closed without an answer"
+            self._end(error=_NothingRead(reason))
+        elif exc is not None:
+            self._end(error=RequestFailed(f"read: {getattr(exc, 'strerror', None) or exc}"))
+        elif (answer := _parse(self._received, is_all=True)) is not None:
+            self._end(answer)
         else:
-            body = await reader.readexactly(length)
-    except asyncio.IncompleteReadError as error:
-        raise RequestFailed("closed inside the body") from error
-    except OSError as error:
-        kind = RequestFailed if status else _NothingRead
-        raise kind(f"read: {error.strerror or error}") from error
-    code = status.split(b" ", 2)[1:2]
-    if code != [b"200"]:
-        raise RequestFailed(f"status {b''.join(code).decode(errors='replace')}")
-    return body, reusable
+            where = "body" if b"\r\n\r\n" in self._received else "headers"
+            self._end(error=RequestFailed(f"closed inside the {where}"))
+
+    def _end(self, answer: _Answer | None = None, error: Exception | None = None) -> None:
+        if self._answer is None or self._answer.done():
+            return
+        if error is not None:
+            self._answer.set_exception(error)
+        elif answer is not None:
+            self._answer.set_result(answer)
+
+
+def _parse(received: bytes, *, is_all: bool) -> _Answer | None:
+    """The answer, if `received` holds one whole; one without a length ends with its connection."""
+    head, end, body = received.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    status, *headers = head.split(b"\r\n")
+    length, reusable = -1, status.startswith(b"HTTP/1.1")
+    for line in headers:
+        name, _, value = line.partition(b":")
+        match name.lower():
+            case b"content-length":
+                length = int(value)
+            case b"connection":
+                reusable = value.strip().lower() == b"keep-alive"
+    code = b"".join(status.split(b" ", 2)[1:2])
+    if length >= 0:
+        return _Answer(code, body[:length], reusable) if len(body) >= length else None
+    return _Answer(code, body, False) if is_all else None
