@@ -10,7 +10,7 @@ Keys are service ids, and "waiting" for those that wait for a port, when ports c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from swarmlet.api import pb
@@ -23,8 +23,8 @@ DYNAMIC_PORTS = range(30000, 32768)
 ALLOCATED_MESSAGE = "pending task scheduling"
 WAITING = "waiting"
 
-_Taken = dict[tuple[int, int], pb.Service]
-"""(protocol, published port) -> who has it."""
+_Port = tuple[int, int]
+"""(protocol, published port)"""
 
 
 class PortUnavailable(Exception):
@@ -61,7 +61,7 @@ class PortAllocator:
             return plan
         error = ""
         try:
-            _assign(service, _taken(view.services, besides=service.id))
+            _assign(service, [other for other in view.services if other.id != service.id])
             plan.edits.append(_allocate(service.id))
         except PortUnavailable as unavailable:
             error = str(unavailable)
@@ -97,32 +97,24 @@ def _is_allocated(service: pb.Service) -> bool:
     )
 
 
-def _taken(services: Iterable[pb.Service], *, besides: str) -> _Taken:
-    return {
-        (port.protocol, port.published_port): service
-        for service in services
-        if service.id != besides
-        for port in service.endpoint.ports
-        if port.publish_mode == pb.PUBLISH_MODE_INGRESS
-    }
-
-
-def _assign(service: pb.Service, taken: _Taken) -> pb.Endpoint:
+def _assign(service: pb.Service, others: list[pb.Service]) -> pb.Endpoint:
     """The endpoint that the service's spec asks for. Raises PortUnavailable."""
     wanted = service.spec.endpoint_spec.ports
     endpoint = pb.Endpoint(spec=service.spec.endpoint_spec, virtual_ips=service.endpoint.virtual_ips)
-    held = [p for p in service.endpoint.ports if p.publish_mode == pb.PUBLISH_MODE_INGRESS]
-    own: set[tuple[int, int]] = {
-        (p.protocol, p.published_port) for p in wanted if p.publish_mode == pb.PUBLISH_MODE_INGRESS
-    }
+    taken = {port: other for other in others for port in _ingress_ports(other.endpoint.ports)}
+    # What another service asks for by number is left to it, even before it has it.
+    avoided = {port for spec in [service, *others] for port in _ingress_ports(spec.spec.endpoint_spec.ports)}
+    avoided.update(taken)
     for asked in wanted:
         port = endpoint.ports.add()
         port.CopyFrom(asked)
         if asked.publish_mode != pb.PUBLISH_MODE_INGRESS:
             continue
         if not asked.published_port:
-            port.published_port = _keep(asked, held, own) or _lowest_free(asked, taken, own)
-            own.add((port.protocol, port.published_port))
+            port.published_port = _keep(asked, service.endpoint.ports, avoided) or _lowest_free(
+                asked, avoided
+            )
+            avoided.add((port.protocol, port.published_port))
         holder = taken.get((port.protocol, port.published_port))
         if holder is not None:
             raise PortUnavailable(
@@ -132,7 +124,15 @@ def _assign(service: pb.Service, taken: _Taken) -> pb.Endpoint:
     return endpoint
 
 
-def _keep(asked: pb.PortConfig, held: list[pb.PortConfig], own: set[tuple[int, int]]) -> int:
+def _ingress_ports(ports: Iterable[pb.PortConfig]) -> Iterator[_Port]:
+    return (
+        (p.protocol, p.published_port)
+        for p in ports
+        if p.publish_mode == pb.PUBLISH_MODE_INGRESS and p.published_port
+    )
+
+
+def _keep(asked: pb.PortConfig, held: Iterable[pb.PortConfig], avoided: set[_Port]) -> int:
     """The port that the service already had for the same target, so that it stays; 0: none."""
     for port in held:
         is_same = (port.name, port.protocol, port.target_port) == (
@@ -140,15 +140,15 @@ def _keep(asked: pb.PortConfig, held: list[pb.PortConfig], own: set[tuple[int, i
             asked.protocol,
             asked.target_port,
         )
-        is_dynamic = port.published_port in DYNAMIC_PORTS
-        if is_same and is_dynamic and (port.protocol, port.published_port) not in own:
+        is_dynamic = port.publish_mode == pb.PUBLISH_MODE_INGRESS and port.published_port in DYNAMIC_PORTS
+        if is_same and is_dynamic and (port.protocol, port.published_port) not in avoided:
             return port.published_port
     return 0
 
 
-def _lowest_free(asked: pb.PortConfig, taken: _Taken, own: set[tuple[int, int]]) -> int:
+def _lowest_free(asked: pb.PortConfig, avoided: set[_Port]) -> int:
     for number in DYNAMIC_PORTS:
-        if (asked.protocol, number) not in taken and (asked.protocol, number) not in own:
+        if (asked.protocol, number) not in avoided:
             return number
     raise PortUnavailable(
         f"no published port is left for target port {asked.target_port}: {DYNAMIC_PORTS[0]} to "
@@ -162,9 +162,9 @@ def _allocate(service_id: str) -> Edit:
         if service is None or _is_allocated(service):
             return
         # Another service of the same round may have been given a port a moment ago.
-        present = (tx.get(pb.Service, other.id) for other in tx.view.services)
+        present = (tx.get(pb.Service, other.id) for other in tx.view.services if other.id != service_id)
         try:
-            endpoint = _assign(service, _taken((s for s in present if s is not None), besides=service_id))
+            endpoint = _assign(service, [other for other in present if other is not None])
         except PortUnavailable:
             # The change of the other service brings the key "waiting", and then the tasks say why.
             return
