@@ -37,8 +37,9 @@ R = TypeVar("R")
 
 if TYPE_CHECKING:
     _Context = grpc.aio.ServicerContext[Any, Any]
-else:
-    _Context = grpc.aio.ServicerContext
+    # The generated stubs are typed as if they blocked, also on an asyncio channel.
+    UnaryMethod = Callable[..., Awaitable[R]] | grpc.UnaryUnaryMultiCallable[Any, R]
+    StreamMethod = Callable[..., AsyncIterator[R]] | grpc.UnaryStreamMultiCallable[Any, R]
 
 
 class ConnectionLost(Unavailable):
@@ -48,22 +49,22 @@ class ConnectionLost(Unavailable):
 # ---- the caller's side
 
 
-async def call(method: Callable[..., Awaitable[R]], request: object, *, timeout: float | None = None) -> R:
+async def call(method: UnaryMethod[R], request: object, *, timeout: float | None = None) -> R:
     """One unary call of a stub's method; `timeout` in seconds. Raises SwarmletErrors."""
     try:
-        return await method(request, timeout=timeout)
+        return await cast(Callable[..., Awaitable[R]], method)(request, timeout=timeout)
     except grpc.aio.AioRpcError as error:
         raise error_of(error) from error
 
 
 async def stream(
-    method: Callable[..., AsyncIterator[R]], request: object, *, timeout: float | None = None
+    method: StreamMethod[R], request: object, *, timeout: float | None = None
 ) -> AsyncGenerator[R, None]:
     """The responses of a streaming call of a stub's method. Raises SwarmletErrors.
 
     The call ends with the generator: close it (contextlib.aclosing) when done.
     """
-    responses = method(request, timeout=timeout)
+    responses = cast(Callable[..., AsyncIterator[R]], method)(request, timeout=timeout)
     try:
         async for response in responses:
             yield response

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import grpc.aio
+
 from swarmlet.api import pb
+from swarmlet.api.v1 import control_pb2_grpc
 from swarmlet.control.control import Control
+from swarmlet.control.grpc import ControlServicer
+from swarmlet.control.interface import ControlInterface
 from swarmlet.store.store import Store, Transaction
 from swarmlet.store.tables import StoredObject, T
 from tests.builders import NOW, an_id, make_store
@@ -119,10 +125,14 @@ async def created(desk: Desk, spec: pb.ServiceSpec, operation_id: str = "") -> p
 
 
 async def drop_one(desk: Desk, kind: type[T], object_id: str) -> None:
-    def drop(transaction: Transaction) -> None:
+    await drop(desk.store, kind, object_id)
+
+
+async def drop(store: Store, kind: type[T], object_id: str) -> None:
+    def change(transaction: Transaction) -> None:
         transaction.delete(kind, object_id)
 
-    await desk.store.update(drop)
+    await store.update(change)
 
 
 def with_port(
@@ -155,3 +165,32 @@ def with_image(service: pb.Service, image: str) -> pb.ServiceSpec:
     spec.CopyFrom(service.spec)
     spec.task_template.container_spec.image = image
     return spec
+
+
+class Servers:
+    """In-process gRPC servers, by address."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, grpc.aio.Server] = {}
+
+    @asynccontextmanager
+    async def __call__(self, control: ControlInterface) -> AsyncIterator[str]:
+        """Serves on a free port of the loopback for as long as the block lasts, or until `stop`."""
+        server = grpc.aio.server()
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(lambda: control), server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        self._running[address] = server
+        try:
+            yield address
+        finally:
+            await self.stop(address)
+
+    async def stop(self, address: str) -> None:
+        """As when the process dies: calls under way are cut off."""
+        server = self._running.pop(address, None)
+        if server is not None:
+            await server.stop(grace=None)
+
+
+serving = Servers()
