@@ -173,7 +173,8 @@ class Daemon:
             busy = self._busy.locked()
             response.local_node_state = pb.LOCAL_NODE_STATE_PENDING if busy else pb.LOCAL_NODE_STATE_INACTIVE
             return response
-        response.local_node_state = pb.LOCAL_NODE_STATE_ACTIVE
+        response.local_node_state = pb.LOCAL_NODE_STATE_ERROR if swarm.error else pb.LOCAL_NODE_STATE_ACTIVE
+        response.error = swarm.error
         response.node_id = swarm.identity.node_id
         response.cluster_id = swarm.identity.cluster_id
         response.node_addr = split_address(swarm.membership.advertise_addr)[0]

@@ -86,7 +86,7 @@ class Manager:
         self._dispatcher = Dispatcher(self.store, now=now, rng=rng, managers=self.manager_addresses)
         self._broker = LogBroker(self.store, self._dispatcher, rng=rng)
         self._control = Control(self.store, now=now, rng=rng, agreement=self.raft, log_source=self._broker)
-        self._leader_channels: dict[str, grpc.aio.Channel] = {}
+        self._to_leader: tuple[tuple[str, str, Identity], grpc.aio.Channel] | None = None
         self.control = ForwardingControl(
             self._control, agreement=self.raft, connect=self._leader_control, rng=rng
         )
@@ -98,6 +98,7 @@ class Manager:
         self._server: grpc.aio.Server | None = None
         self._bootstrap_server: BootstrapServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._closing: list[asyncio.Future[None]] = []
 
     # ---- life
 
@@ -128,8 +129,11 @@ class Manager:
         if self._server is not None:
             await self._server.stop(grace=0.2)
         await self._transport.close()
-        for held in self._leader_channels.values():
-            await held.close(None)
+        if self._to_leader is not None:
+            await self._to_leader[1].close(None)
+        for closing in self._closing:
+            closing.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def wait_until_leading(self, seconds: float) -> None:
         """Returns once this manager leads. Raises Unavailable after `seconds`."""
@@ -191,10 +195,14 @@ class Manager:
         return leader.address if leader is not None and leader.node_id != self.raft.node_id else ""
 
     def _leader_channel(self, leader: pb.RaftMember) -> grpc.aio.Channel:
-        held = self._leader_channels.get(leader.node_id)
-        if held is None:
-            held = self._leader_channels[leader.node_id] = self._peer_channel(leader.node_id, leader.address)
-        return held
+        """One channel, made again for another leader and after a renewal of the certificate."""
+        wanted = (leader.node_id, leader.address, self._identity())
+        if self._to_leader is None or self._to_leader[0] != wanted:
+            if self._to_leader is not None:
+                # Calls under way may end by themselves.
+                self._closing.append(asyncio.ensure_future(self._to_leader[1].close(FORWARD_SECONDS)))
+            self._to_leader = (wanted, self._peer_channel(leader.node_id, leader.address))
+        return self._to_leader[1]
 
     def _leader_control(self, leader: pb.RaftMember) -> control_pb2_grpc.ControlAsyncStub:
         return control_pb2_grpc.ControlStub(self._leader_channel(leader))

@@ -20,7 +20,7 @@ import structlog
 from swarmlet.agent.agent import Agent
 from swarmlet.agent.grpclink import GrpcLink
 from swarmlet.api import pb
-from swarmlet.api.errors import SwarmletError, Unavailable, from_code
+from swarmlet.api.errors import NotFound, SwarmletError, Unavailable, from_code
 from swarmlet.api.ids import new_id
 from swarmlet.api.v1 import ca_pb2_grpc
 from swarmlet.ca.credentials import channel
@@ -62,6 +62,8 @@ class SwarmNode:
         self._now = now
         self._rng = rng
         self.manager: Manager | None = None
+        self.error = ""
+        """Why this node cannot take part any more, for the user; empty while it can."""
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._role_wanted = asyncio.Event()
         self._wanted_role = identity.role
@@ -95,7 +97,7 @@ class SwarmNode:
         """Raises what keeps the manager from starting; the agent starts whatever managers do."""
         if self.identity.role == pb.NODE_ROLE_MANAGER:
             await self._start_manager()
-        self._spawn(self._agent.run(), "agent")
+        self._spawn(self._run_agent(), "agent")
         self._spawn(self._follow_role(), "role")
         self._spawn(self._keep_certificate(), "certificate")
 
@@ -109,6 +111,15 @@ class SwarmNode:
         if self.manager is not None:
             await self.manager.stop()
         await self._runtime.close()
+
+    async def _run_agent(self) -> None:
+        try:
+            await self._agent.run()
+        except NotFound as error:
+            # Said by the leader, from complete state: this node was removed.
+            self.error = f'{error.message}; leave with "swarmlet swarm leave --force" and join again'
+            log.error("this node was removed from the swarm; its tasks are stopped")
+            await self._agent.remove_all_tasks()
 
     async def leave_group(self) -> None:
         """Gives up this manager's vote if the others can be reached; they go on without it in any case."""
