@@ -30,11 +30,14 @@ from swarmlet.api.v1.control_pb2_grpc import ControlStub, LocalSwarmStub
 if TYPE_CHECKING:
     from swarmlet.cli.options import GlobalOptions
 
-ATTEMPT_SECONDS_MAX = 10.0
-"""One attempt's share of the timeout: a call that hangs in a dead leader is made again."""
+ATTEMPT_SECONDS_MAX = 12.0
+"""One attempt's share of the timeout, a little more than a daemon takes to say that it has no leader."""
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 1.0
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+
+_GRPC_DEADLINE = "Deadline Exceeded"
+"""gRPC's own words, when it was this side that stopped waiting."""
 
 _REPEATABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -184,6 +187,8 @@ class Client:
                 self._address.check()
             except CliError as unreachable:
                 return unreachable
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and error.details() == _GRPC_DEADLINE:
+            return DaemonError("no answer in time; whether a change was made is not known", error.code())
         return DaemonError(error.details() or error.code().name.lower().replace("_", " "), error.code())
 
 

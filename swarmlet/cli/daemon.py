@@ -65,12 +65,12 @@ def daemon(
     hostname: str,
     log_level: str,
     log_format: str,
-) -> None:
+) -> int:
     """Run a node: an agent, and a manager while the node has that role"""
     from swarmlet.node.config import DaemonConfig
     from swarmlet.node.daemon import run
 
-    run(
+    return run(
         DaemonConfig(
             state_dir=state_dir.absolute(),
             socket=socket.absolute(),

@@ -107,7 +107,7 @@ class Convergence:
             self._display.show("rollback", message)
         if service.spec.mode.WhichOneof("mode") in ("replicated_job", "global_job"):
             return self._look_at_job(service)
-        all_run = self._look_at_tasks(service, state == pb.UPDATE_STATE_ROLLBACK_STARTED)
+        all_run = self._look_at_tasks(service, self._rollback_told)
         self._rolled = self._rolled or state in _ROLLING
         if state in _ROLLING:
             self._verify(service, now_seconds, all_run)

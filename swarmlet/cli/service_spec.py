@@ -105,9 +105,11 @@ def _fill_container(container: pb.ContainerSpec, given: Given, image: str, args:
 
 
 def with_tag(image: str) -> str:
-    """Docker's client names the tag that is meant; an image id and a digest need none."""
+    """Docker's client names the tag that is meant; an id, a digest and what is no image are left alone."""
     has_tag = ":" in image.rsplit("/", 1)[-1] or "@" in image
-    return image if has_tag or re.fullmatch(r"[a-f0-9]{64}", image) else f"{image}:latest"
+    if has_tag or re.fullmatch(r"[a-f0-9]{64}", image) or not re.fullmatch(r"[\w./:\[\]-]+", image):
+        return image
+    return f"{image}:latest"
 
 
 def set_scalars(container: pb.ContainerSpec, given: Given) -> None:

@@ -91,9 +91,9 @@ def _update_container(container: pb.ContainerSpec, given: Given) -> None:
     _update_keyed(container.secrets, given, "secret", lambda s: s.secret_name)
     _update_keyed(container.configs, given, "config", lambda c: c.config_name)
     _update_set(container.groups, given, "group")
-    _update_set(container.dns_config.nameservers, given, "dns") if _touched(given, "dns") else None
-    _update_set(container.dns_config.search, given, "dns_search") if _touched(given, "dns_search") else None
-    _update_set(container.dns_config.options, given, "dns_option") if _touched(given, "dns_option") else None
+    _update_set(container.dns_config.nameservers, given, "dns")
+    _update_set(container.dns_config.search, given, "dns_search")
+    _update_set(container.dns_config.options, given, "dns_option")
     _update_hosts(container, given)
     _update_health(container, given)
     _update_capabilities(container, given)
@@ -195,7 +195,7 @@ def _update_generic_resources(task: pb.TaskSpec, given: Given) -> None:
 
 
 def _update_placement(task: pb.TaskSpec, given: Given) -> None:
-    _update_set(task.placement.constraints, given, "constraint") if _touched(given, "constraint") else None
+    _update_set(task.placement.constraints, given, "constraint")
     if given["replicas_max_per_node"] is not None:
         task.placement.max_replicas = given["replicas_max_per_node"]
     if _touched(given, "placement_pref"):

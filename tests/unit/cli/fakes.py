@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,7 @@ class FakeDaemon:
         self.cluster = pb.Cluster(id="cluster")
         self.info = pb.SwarmInfoResponse(node_id=NODE_IDS[0])
         self.watch: list[pb.WatchResponse] = []
+        self.watch_stays_open = False
         self.logs: list[pb.ServiceLogsResponse] = []
         self.requests: list[Any] = []
         self.failures: dict[str, list[tuple[grpc.StatusCode, str]]] = {}
@@ -147,6 +149,10 @@ class _Servicer(ControlServicer, LocalSwarmServicer):
     def Watch(self, request: Any, context: Any) -> Iterator[pb.WatchResponse]:
         self._take("Watch", request, context)
         yield from self._daemon.watch
+        if self._daemon.watch_stays_open:
+            ended = threading.Event()
+            context.add_callback(ended.set)
+            ended.wait(timeout=30)
 
     def ServiceLogs(self, request: Any, context: Any) -> Iterator[pb.ServiceLogsResponse]:
         self._take("ServiceLogs", request, context)

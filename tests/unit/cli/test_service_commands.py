@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import grpc
 
@@ -51,6 +54,25 @@ def test_create_prints_the_id_and_the_way_to_convergence(daemon: FakeDaemon) -> 
         "overall progress: 3 out of 3 tasks",
         "verify: Service converged",
     )
+
+
+def test_interrupted_wait_leaves_the_operation_going(daemon: FakeDaemon) -> None:
+    daemon.watch = [seen(service(replicas=1), snapshot=True)]
+    daemon.watch_stays_open = True
+    command = [sys.executable, "-m", "swarmlet", "-H", str(daemon.socket), "service", "create", "nginx"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        shown = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=30)
+
+    assert "".join(shown) == lines(SERVICE_ID, "overall progress: 0 out of 1 tasks", "1/1:  ")
+    assert rest == lines(
+        "Operation continuing in background.",
+        f"Use `swarmlet service ps {SERVICE_ID}` to check progress.",
+    )
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_detached_create_only_prints_the_id(daemon: FakeDaemon) -> None:
