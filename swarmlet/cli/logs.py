@@ -35,15 +35,15 @@ class LogStyle:
 def log_options(*, follow: bool, tail: str, since: str | None, now: datetime) -> pb.LogOptions:
     """Raises CliError for a `tail` or `since` that means nothing."""
     options = pb.LogOptions(follow=follow, stdout=True, stderr=True, tail=ALL_LINES)
+    flag = "--tail"
     try:
         if tail not in ("all", ""):
             options.tail = parse_uint(tail)
+        flag = "--since"
         if since:
             options.since.FromDatetime(parse_moment(since, now))
     except ValueError as error:
-        raise CliError(
-            f"invalid value for {'--since' if since and options.tail != 0 else '--tail'}: {error}"
-        ) from None
+        raise CliError(f"invalid value for {flag}: {error}") from None
     return options
 
 

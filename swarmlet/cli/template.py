@@ -189,12 +189,10 @@ def _block_node(block: _Block) -> Node:
 
     def node(scope: _Scope) -> str:
         value = condition(scope)
+        if block.keyword == "range" and truth(value):
+            return _range(block, value, scope)
         if block.keyword == "range":
-            return (
-                _range(block, value, scope) or _run(block.otherwise, scope)
-                if truth(value)
-                else _run(block.otherwise, scope)
-            )
+            return _run(block.otherwise, scope)
         inner = _Scope(
             value if block.keyword == "with" else scope.dot, dict(scope.variables), scope.functions
         )
