@@ -7,14 +7,15 @@ to start, to stop and what an end means; supervision, files and planning are els
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from swarmlet.api import pb
 from swarmlet.runtime.base import LogRecord, TaskFailed, TaskResources
+from swarmlet.runtime.ending import first_of, raise_for_exit
 from swarmlet.runtime.health import Health, HealthMonitor
 from swarmlet.runtime.process_config import ProgramPlan, stop_grace_seconds_of, stop_signal_of
 from swarmlet.runtime.process_logs import read_logs
@@ -68,11 +69,11 @@ class ProcessController:
         if self._monitor is None:
             await program.ended.wait()
         else:
-            await _first_of(program.ended.wait(), self._monitor.unhealthy())
+            await first_of(program.ended.wait(), self._monitor.unhealthy())
         if not program.ended.is_set():
             await self._fail_unhealthy(program)
         self._stop_monitoring()
-        _raise_for(program)
+        raise_for_exit(program.exit_code)
 
     async def shutdown(self) -> None:
         program = await self._told_to_end()
@@ -145,16 +146,16 @@ class ProcessController:
         self._stopping.set()
         self._stop_monitoring()
         if self._launching is not None:
-            await asyncio.wait([self._launching])
+            await asyncio.gather(self._launching, return_exceptions=True)
         return self._runtime.program(self._task.id)
 
     async def _until_healthy(self, program: SupervisedProgram) -> None:
         monitor = self._monitor or await self._start_monitoring(program)
         if monitor is None:
             return
-        await _first_of(monitor.settled(), program.ended.wait(), self._stopping.wait())
+        await first_of(monitor.settled(), program.ended.wait(), self._stopping.wait())
         if program.ended.is_set():
-            _raise_for(program)
+            raise_for_exit(program.exit_code)
         elif self._stopping.is_set():
             raise TaskFailed("task: stopped before it was healthy")
         elif monitor.health is Health.UNHEALTHY:
@@ -186,17 +187,3 @@ class ProcessController:
         _log.warning("task is unhealthy and is stopped", task_id=self._task.id)
         await self.shutdown()
         raise TaskFailed("task: unhealthy", program.exit_code)
-
-
-def _raise_for(program: SupervisedProgram) -> None:
-    if program.exit_code:
-        raise TaskFailed(f"task: non-zero exit ({program.exit_code})", program.exit_code)
-
-
-async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from swarmlet import __version__
 from swarmlet.api import pb
 from swarmlet.runtime.base import LogRecord, TaskFailed, TaskRejected, TaskResources
+from swarmlet.runtime.ending import raise_for_exit
 
 _KILLED_EXIT_CODE = 137
 
@@ -175,8 +176,7 @@ class SimulatedController:
     async def wait(self) -> None:
         task = self._existing()
         await task.ended.wait()
-        if task.exit_code:
-            raise TaskFailed(f"task: non-zero exit ({task.exit_code})", task.exit_code)
+        raise_for_exit(task.exit_code)
 
     async def shutdown(self) -> None:
         task = self._runtime.task(self._spec.id)
