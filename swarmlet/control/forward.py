@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 DEADLINE_SECONDS = 10.0
 PAUSE_SECONDS = 0.2
-"""Longest wait for news of a leader before the one that is known is asked again."""
+"""Longest wait for news of a leader before the one that is known is asked again, or looked away from."""
 APPLIED_SECONDS = 5.0
 """Longest wait for a write that is done to be visible here."""
 
@@ -174,16 +174,20 @@ class ForwardingControl:
         remaining = max(deadline - asyncio.get_running_loop().time(), 0.001)
         stub_method = getattr(self._connect(leader), method)
         answer = asyncio.ensure_future(call(stub_method, request, timeout=remaining))
-        succeeded = asyncio.ensure_future(self._is_succeeded(leader))
+        waits: list[asyncio.Future[Any]] = [answer]
         try:
-            await asyncio.wait({answer, succeeded}, return_when=asyncio.FIRST_COMPLETED)
+            # Nearly every answer comes before it is worth looking out for another leader.
+            await asyncio.wait(waits, timeout=PAUSE_SECONDS)
+            if not answer.done():
+                waits.append(asyncio.ensure_future(self._is_succeeded(leader)))
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
             raise UnknownOutcome("another manager leads now")
         finally:
-            answer.cancel()
-            succeeded.cancel()
-            await asyncio.gather(answer, succeeded, return_exceptions=True)
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _is_succeeded(self, leader: pb.RaftMember) -> None:
         """Returns once a manager other than `leader` leads."""

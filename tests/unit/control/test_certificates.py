@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from datetime import timedelta
 
@@ -16,7 +17,7 @@ from swarmlet.ca.root import RootCA
 from swarmlet.control.certificates import CertificateAuthority
 from swarmlet.control.initial import write_initial_cluster
 from swarmlet.store.store import Store
-from tests.builders import NOW, make_store
+from tests.builders import NOW, LocalProposer, make_store
 from tests.unit.control.fakes import FakeAgreement, drop
 
 MANAGERS = [pb.ManagerAddress(node_id="one", address="10.0.0.1:2377")]
@@ -232,3 +233,21 @@ async def test_a_follower_renews_nothing() -> None:
 
     with pytest.raises(NotLeader):
         await office.authority.renew(office.peer("one"), new_key_and_csr()[1])
+
+
+async def test_joins_of_one_key_at_the_same_time_make_one_node() -> None:
+    office = await an_office()
+    local = LocalProposer(office.store)
+
+    class Slow:
+        async def propose(self, data: bytes) -> object:
+            await asyncio.sleep(0)
+            return local.apply(data)
+
+    office.store.attach(Slow())
+    request = office.request(office.cluster.join_tokens.worker)
+
+    answers = await asyncio.gather(*(office.authority.issue(request, "10.0.0.2") for _ in range(3)))
+
+    assert len({answer.node_id for answer in answers}) == 1
+    assert len(office.store.view.nodes) == 2
