@@ -324,6 +324,18 @@ def test_an_entry_that_changes_an_object_twice_is_refused() -> None:
     assert len(store.view.services) == 0
 
 
+def test_an_entry_that_gives_one_name_twice_is_refused() -> None:
+    store = make_store()
+    entry = pb.Transaction(operation_id="x")
+    for _ in range(2):
+        entry.changes.add(kind=pb.CHANGE_KIND_CREATE).object.service.CopyFrom(a_service("web"))
+
+    refused = store.apply(1, entry.SerializeToString())
+
+    assert isinstance(refused, AlreadyExists)
+    assert len(store.view.services) == 0
+
+
 def test_an_entry_of_a_newer_version_stops_the_store_before_it_changes_anything() -> None:
     store = make_store()
     entry = pb.Transaction(operation_id="x")
