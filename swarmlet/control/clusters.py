@@ -21,11 +21,13 @@ CERT_EXPIRY_MIN = timedelta(hours=1)
 class Clusters:
     """The cluster methods of Control."""
 
-    def __init__(self, store: Store, *, writer: Writer, presenter: Presenter, rng: random.Random) -> None:
+    def __init__(
+        self, store: Store, *, writer: Writer, presenter: Presenter, token_rng: random.Random
+    ) -> None:
         self._store = store
         self._writer = writer
         self._presenter = presenter
-        self._rng = rng
+        self._token_rng = token_rng
 
     async def get(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
         response = pb.GetClusterResponse(cluster=the_cluster(self._store.view))
@@ -48,9 +50,9 @@ class Clusters:
                 _keep_hidden(current.spec, changed.spec)
             digest = root_digest(current.root_ca.certificate_pem) if _rotates(request) else ""
             if request.rotate_worker_token:
-                changed.join_tokens.worker = tokens.generate(digest, self._rng)
+                changed.join_tokens.worker = tokens.generate(digest, self._token_rng)
             if request.rotate_manager_token:
-                changed.join_tokens.manager = tokens.generate(digest, self._rng)
+                changed.join_tokens.manager = tokens.generate(digest, self._token_rng)
             if changed != current:
                 transaction.update(changed)
 

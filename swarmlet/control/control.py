@@ -29,8 +29,9 @@ from swarmlet.store.store import Store
 class Control:
     """The service Control on one manager; the methods are those of the rpcs.
 
-    `now` is UTC. `rng` makes ids and join tokens: outside simulations that is
-    random.SystemRandom(). `log_source` may be set later and taken away again: the
+    `now` is UTC. `rng` makes ids and names. `token_rng` makes join tokens and is left out
+    except in simulations: what can be foretold from the ids that everybody sees must
+    not let anybody in. `log_source` may be set later and taken away again: the
     manager has one while it leads.
     """
 
@@ -42,13 +43,16 @@ class Control:
         rng: random.Random,
         agreement: Agreement,
         log_source: LogSource | None = None,
+        token_rng: random.Random | None = None,
     ) -> None:
         self.log_source = log_source
         self._store = store
         self._agreement = agreement
         self._presenter = presenter = Presenter(agreement)
         writer = Writer(store, agreement=agreement, rng=rng)
-        self._clusters = Clusters(store, writer=writer, presenter=presenter, rng=rng)
+        self._clusters = Clusters(
+            store, writer=writer, presenter=presenter, token_rng=token_rng or random.SystemRandom()
+        )
         self._nodes = Nodes(store, writer=writer, presenter=presenter, agreement=agreement, now=now)
         self._services = Services(store, writer=writer, presenter=presenter, now=now, rng=rng)
         self._tasks = Tasks(store, presenter=presenter, find_node=self._nodes.find)

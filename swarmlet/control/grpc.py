@@ -25,12 +25,6 @@ LEADER_TRAILER = "swarmlet-leader"
 """On a refusal with NotLeader: the leader's host:port, empty while there is none."""
 ANSWER_TRAILER = "swarmlet-answer"
 """On every error that Control itself gave, as against one that gRPC made of a lost connection."""
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024
-MESSAGE_OPTIONS = (
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-)
-"""For servers and channels that carry Control: a list of 10,000 tasks is larger than gRPC's 4 MiB."""
 INTERNAL_ERROR = "internal error; see the daemon's log"
 
 R = TypeVar("R")

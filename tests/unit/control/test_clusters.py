@@ -204,6 +204,18 @@ async def test_a_token_is_rotated_alone_and_the_old_one_means_nothing() -> None:
     assert after.spec == before.spec
 
 
+async def test_a_token_does_not_follow_from_the_generator_of_the_ids() -> None:
+    rotated = set()
+    for _ in range(2):
+        desk = await a_swarm()
+        answer = await desk.control.update_cluster(
+            pb.UpdateClusterRequest(version=1, rotate_worker_token=True)
+        )
+        rotated.add(answer.cluster.join_tokens.worker.rpartition("-")[2])
+
+    assert len(rotated) == 2
+
+
 async def test_a_rotation_that_is_repeated_rotates_once() -> None:
     desk = await a_swarm()
     cluster = await got(desk)
