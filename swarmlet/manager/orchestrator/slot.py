@@ -55,9 +55,15 @@ class Situation:
         self.is_updating = service.update_status.state in UPDATING
         self.is_paused = service.update_status.state in PAUSED
         self.update_config = _update_config(service)
+        self._places: dict[str, Place] = {}
 
     def place(self, task: pb.Task) -> Place:
-        return place_of(task, self.view.nodes.get)
+        if task.spec.placement.constraints:
+            return place_of(task, self.view.nodes.get)
+        place = self._places.get(task.node_id)
+        if place is None:
+            place = self._places[task.node_id] = place_of(task, self.view.nodes.get)
+        return place
 
     def is_healthy(self, task: pb.Task) -> bool:
         """Whether the task runs, or can be expected to."""

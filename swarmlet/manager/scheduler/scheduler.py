@@ -22,7 +22,7 @@ from swarmlet.store.tables import Tables
 from swarmlet.store.watch import Change
 
 KEY = "schedule"
-TASKS_PER_PASS_MAX = 500
+TASKS_PER_PASS_MAX = 250
 """Bounds the time of one pass; the rest follows in the next."""
 ASSIGNED_MESSAGE = "scheduler assigned task to node"
 CONFIRMED_MESSAGE = "scheduler confirmed task can run on preassigned node"
@@ -56,12 +56,10 @@ class Scheduler:
         accounts = self._ledger.accounts(view)
         booked: list[tuple[NodeAccount, pb.Task]] = []
         for group in _alike(waiting):
-            if len(plan.edits) >= TASKS_PER_PASS_MAX:
-                plan.look_again = now
-                break
             _place(group[: TASKS_PER_PASS_MAX - len(plan.edits)], accounts, booked, plan, now)
             if len(plan.edits) >= TASKS_PER_PASS_MAX:
                 plan.look_again = now
+                break
         for account, task in booked:
             account.remove(task)
         return plan

@@ -7,6 +7,7 @@ the invariants that hold for any cluster are checked.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import ExitStack
@@ -18,9 +19,9 @@ from swarmlet.api import pb
 from swarmlet.api.constraints import node_matches
 from swarmlet.api.taskstate import is_occupying, is_terminal
 from swarmlet.manager.controllers import all_controllers
-from swarmlet.manager.reconcile import Controller, Key
+from swarmlet.manager.reconcile import Controller, Edit, Key
 from swarmlet.store.store import Transaction
-from swarmlet.store.tables import StoredObject, slot_key
+from swarmlet.store.tables import StoredObject, T, slot_key
 from swarmlet.store.watch import WatchOverflow
 from tests.builders import NOW, a_cluster, make_store
 
@@ -96,7 +97,7 @@ class Cluster:
 
     def service(self, name: str = "web") -> pb.Service:
         service = self.view.services.by_name(name)
-        assert service is not None
+        assert isinstance(service, pb.Service)
         return service
 
     def tasks(self, name: str = "web") -> list[pb.Task]:
@@ -128,12 +129,9 @@ class Cluster:
         now_or_never(self.store.update(change))
         self._committed()
 
-    def add(self, *objects: StoredObject) -> None:
-        def change(tx: Transaction) -> None:
-            for value in objects:
-                tx.create(value)
-
-        self.commit(change)
+    def add(self, *objects: pb.Node | pb.Service | pb.Task) -> None:
+        for value in objects:
+            self.commit(functools.partial(_create, value))
 
     def update_service(
         self, name: str = "web", *, image: str = "", replicas: int | None = None, **spec: Any
@@ -279,7 +277,7 @@ class Cluster:
         if self._rng is not None:
             self._rng.shuffle(keys)
             keys = keys[: self._rng.randint(1, len(keys))]
-        edits = []
+        edits: list[Edit] = []
         for key in keys:
             del queue[key]
             self._timers[controller.name].pop(key, None)
@@ -287,7 +285,8 @@ class Cluster:
             edits.extend(plan.edits)
             if plan.look_again is not None:
                 self._timers[controller.name][key] = plan.look_again
-        if edits and now_or_never(self.store.batch(edits)):
+        committed = now_or_never(self.store.batch(edits))
+        if committed:
             self._committed()
 
     def _committed(self) -> None:
@@ -342,6 +341,10 @@ class Cluster:
         if behaviour.lifetime_seconds is not None:
             return behaviour.ends_as, behaviour.lifetime_seconds
         return None
+
+
+def _create(value: T, tx: Transaction) -> None:
+    tx.create(value)
 
 
 # ---- invariants

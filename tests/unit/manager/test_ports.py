@@ -8,7 +8,7 @@ from typing import Any
 from swarmlet.api import pb
 from swarmlet.manager.allocator import ports
 from tests.builders import a_node, a_service
-from tests.unit.manager.harness import Cluster
+from tests.unit.manager.harness import Cluster, now_or_never
 
 
 def a_published(
@@ -163,6 +163,6 @@ def test_a_task_of_an_older_revision_keeps_its_own_host_ports() -> None:
         cluster.add(task)
         view = cluster.view
         plan = ports.PortAllocator().plan(view, service.id, cluster.now)
-        cluster.commit(lambda tx: [edit(tx) for edit in plan.edits] and None)
+        now_or_never(cluster.store.batch(plan.edits))
 
         assert [p.published_port for p in cluster.view.tasks.get("old").endpoint.ports] == [2222]

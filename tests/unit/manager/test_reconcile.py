@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from swarmlet.api import pb
 from swarmlet.api.errors import Unavailable
 from swarmlet.manager import reconcile
@@ -59,7 +61,7 @@ async def running(store: Store, controller: Scripted) -> AsyncIterator[None]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for are the loop's own doings
             await asyncio.sleep(0.005)
 
 
@@ -117,19 +119,15 @@ async def test_a_key_is_looked_at_again_when_its_time_has_come() -> None:
     assert times[1] >= due
 
 
-async def test_a_plan_that_came_to_nothing_is_made_again(monkeypatch: object) -> None:
-    with_short_retry = reconcile.RETRY_SECONDS
-    reconcile.RETRY_SECONDS = 0.01
-    try:
+async def test_a_plan_that_came_to_nothing_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "RETRY_SECONDS", 0.01)
 
-        def plan(view: Tables, key: Key, now: datetime) -> Plan:
-            return Plan(edits=[lambda tx: None])
+    def plan(view: Tables, key: Key, now: datetime) -> Plan:
+        return Plan(edits=[lambda tx: None])
 
-        controller = Scripted(plan)
-        async with running(make_store(a_service()), controller):
-            await until(lambda: len(controller.planned) >= 3)
-    finally:
-        reconcile.RETRY_SECONDS = with_short_retry
+    controller = Scripted(plan)
+    async with running(make_store(a_service()), controller):
+        await until(lambda: len(controller.planned) >= 3)
 
 
 async def test_a_defect_that_one_key_meets_does_not_hold_up_the_others() -> None:
@@ -146,31 +144,27 @@ async def test_a_defect_that_one_key_meets_does_not_hold_up_the_others() -> None
         await until(lambda: len(done) == 2)
 
 
-async def test_what_the_store_refuses_is_tried_again(monkeypatch: object) -> None:
-    service, node = a_service(), a_node()
-    store = make_store(service)
-    refusals = 2
+async def test_what_the_store_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = a_node()
+    store = make_store(a_service())
+    refusals: list[Exception] = [Unavailable("no quorum"), RuntimeError("defect")]
     original = store.batch
 
     async def batch(units: Iterable[Callable[[Transaction], None]]) -> int:
-        nonlocal refusals
         if refusals:
-            refusals -= 1
-            raise Unavailable("no quorum") if refusals else RuntimeError("defect")
+            raise refusals.pop()
         return await original(units)
 
-    store.batch = batch  # type: ignore[method-assign]
-    shortened, reconcile.RETRY_SECONDS = reconcile.RETRY_SECONDS, 0.01
-    try:
+    def plan(view: Tables, key: Key, now: datetime) -> Plan:
+        known = view.nodes.get(node.id) is not None
+        return Plan() if known else Plan(edits=[lambda tx: tx.create(node)])
 
-        def plan(view: Tables, key: Key, now: datetime) -> Plan:
-            known = view.nodes.get(node.id) is not None
-            return Plan() if known else Plan(edits=[lambda tx: tx.create(node)])
+    monkeypatch.setattr(store, "batch", batch)
+    monkeypatch.setattr(reconcile, "RETRY_SECONDS", 0.01)
+    async with running(store, Scripted(plan)):
+        await until(lambda: store.view.nodes.get(node.id) is not None)
 
-        async with running(store, Scripted(plan)):
-            await until(lambda: store.view.nodes.get(node.id) is not None)
-    finally:
-        reconcile.RETRY_SECONDS = shortened
+    assert refusals == []
 
 
 async def test_a_defect_in_keys_means_planning_everything_again() -> None:

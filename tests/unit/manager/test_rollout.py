@@ -269,12 +269,6 @@ def test_a_rollback_that_fails_too_is_paused() -> None:
     service = a_web(failure_action=pb.FAILURE_ACTION_ROLLBACK)
     with settled(service) as cluster:
         cluster.update_service(image="crash", rollback_config=pb.UpdateConfig(parallelism=1))
-        cluster.run(0.4)
-
-        def breaks(c: Cluster) -> None:
-            pass
-
-        cluster.checks.append(breaks)
         cluster.run(60, until=lambda: update_state(cluster) == pb.UPDATE_STATE_ROLLBACK_STARTED)
         tasks = [t for t in cluster.wanted() if t.status.state < pb.TASK_STATE_RUNNING]
         for task in tasks:
@@ -371,8 +365,13 @@ def test_a_slot_that_was_given_up_is_updated_too() -> None:
 
 def test_start_first_keeps_the_old_task_when_the_new_one_is_given_up() -> None:
     policy = pb.RestartPolicy(condition=pb.RESTART_CONDITION_NONE)
-    config = {"order": pb.UPDATE_ORDER_START_FIRST, "failure_action": pb.FAILURE_ACTION_CONTINUE}
-    with settled(a_web(3, policy=policy, **config)) as cluster:
+    service = a_web(
+        3,
+        policy=policy,
+        order=pb.UPDATE_ORDER_START_FIRST,
+        failure_action=pb.FAILURE_ACTION_CONTINUE,
+    )
+    with settled(service) as cluster:
         cluster.checks.append(at_least_serving(3))
 
         cluster.update_service(image="crash")

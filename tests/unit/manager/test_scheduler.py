@@ -276,7 +276,7 @@ def test_a_node_on_which_a_service_keeps_failing_is_avoided_for_a_while() -> Non
 
 def test_a_large_burst_is_placed_in_several_passes() -> None:
     nodes, service = [a_node(f"n{i}") for i in range(3)], a_service()
-    count = TASKS_PER_PASS_MAX + 100
+    count = TASKS_PER_PASS_MAX + 110
     store = make_store(*nodes, service, *(a_waiting_task(service, i) for i in range(1, count + 1)))
     scheduler = Scheduler()
 
@@ -307,7 +307,7 @@ def test_a_node_that_changed_meanwhile_is_not_given_the_task() -> None:
 
     def drain(tx: Any) -> None:
         changed = pb.Node()
-        changed.CopyFrom(store.view.nodes.get(node.id))
+        changed.CopyFrom(store.view.nodes.get(node.id) or node)
         changed.spec.availability = pb.NODE_AVAILABILITY_DRAIN
         tx.update(changed)
 
@@ -326,7 +326,7 @@ def test_accounts_of_nodes_on_which_nothing_changed_are_kept() -> None:
 
     def stop(tx: Any) -> None:
         changed = pb.Task()
-        changed.CopyFrom(store.view.tasks.get(task.id))
+        changed.CopyFrom(store.view.tasks.get(task.id) or task)
         changed.desired_state = pb.TASK_STATE_SHUTDOWN
         tx.update(changed)
 
