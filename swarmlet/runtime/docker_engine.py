@@ -23,6 +23,7 @@ import docker
 import docker.errors
 import requests
 import structlog
+import urllib3
 from docker.types import CancellableStream
 
 from swarmlet.api import pb
@@ -245,7 +246,7 @@ class Engine:
         except (Unavailable, docker.errors.DockerException, requests.RequestException) as error:
             if not feed.is_abandoned and not _is_gone(error):
                 _log.warning("cannot read a container's log", container=container, error=str(error))
-        except (OSError, ValueError, AttributeError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             # What reading from a response raises when it is closed under the reader.
             _log.debug("log stream was closed", container=container, error=str(error))
         finally:

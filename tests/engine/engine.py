@@ -88,10 +88,11 @@ class PrivateEngine:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """kill -9: its containers go on until it is started again."""
+        """kill -9, of its containerd too: its containers go on until it is started again."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+        self._end_containerd(signal.SIGKILL)
 
     def stop(self) -> None:
         """Removes every container, ends the engine, and removes its bridge."""
@@ -107,12 +108,25 @@ class PrivateEngine:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        _stop_containerd(self.directory / "exec" / "containerd" / "containerd.pid")
+        self._end_containerd(signal.SIGTERM)
         _ip("link", "del", self._bridge, may_fail=True)
         for line in Path("/proc/self/mounts").read_text().splitlines():
             mounted_at = line.split()[1]
             if mounted_at.startswith(str(self.directory)):
                 subprocess.run(["umount", "--lazy", mounted_at], check=False, capture_output=True)
+
+    def _end_containerd(self, signal_number: int) -> None:
+        """dockerd leaves its containerd behind when it is killed, and its next start trips over the files."""
+        directory = self.directory / "exec" / "containerd"
+        with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
+            pid = int((directory / "containerd.pid").read_text())
+            deadline = time.monotonic() + _STOP_SECONDS_MAX
+            while "containerd" in Path(f"/proc/{pid}/comm").read_text() and time.monotonic() < deadline:
+                os.kill(pid, signal_number)
+                time.sleep(0.05)
+        for file in directory.glob("containerd*"):
+            if file.suffix in (".pid", ".sock", ".ttrpc"):
+                file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -190,13 +204,3 @@ def _ip(*arguments: str, may_fail: bool = False) -> None:
     done = subprocess.run(["ip", *arguments], check=False, capture_output=True, text=True)
     if done.returncode != 0 and not may_fail:
         raise EngineMissing(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
-
-
-def _stop_containerd(pid_file: Path) -> None:
-    """dockerd leaves its containerd behind when it was killed."""
-    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError):
-        pid = int(pid_file.read_text())
-        if "containerd" in Path(f"/proc/{pid}/comm").read_text():
-            os.kill(pid, signal.SIGTERM)
-            while Path(f"/proc/{pid}").exists():
-                time.sleep(0.05)

@@ -45,7 +45,7 @@ async def daemon(engine_url: str) -> AsyncIterator[Daemon]:
 
 
 def make_task(*command: str, image: str = IMAGE, **container: object) -> pb.Task:
-    task = make_plain_task(f"t{uuid.uuid4().hex[:12]}", *command, **container)
+    task = make_plain_task(f"t{uuid.uuid4().hex[:12]}", *command, slot=1, **container)
     task.spec.container_spec.image = image
     return task
 
@@ -94,7 +94,7 @@ async def test_engine_that_is_not_there_is_told_in_dockers_words() -> None:
 
     assert await engine_answers("unix:///nowhere/docker.sock") is not None
     with pytest.raises(
-        TaskFailed, match="Cannot connect to the Docker daemon at unix:///nowhere/docker.sock"
+        TaskFailed, match=r"Cannot connect to the Docker daemon at unix:///nowhere/docker.sock"
     ):
         await prepared(runtime, make_task("true"))
 
@@ -143,7 +143,7 @@ async def test_mount_whose_source_does_not_exist_is_rejected(daemon: Daemon) -> 
 async def test_command_that_is_not_in_the_image_fails_to_start(daemon: Daemon) -> None:
     controller = await prepared(daemon(), make_task("no-such-program"))
 
-    with pytest.raises(TaskFailed, match="starting container failed: .*executable file not found"):
+    with pytest.raises(TaskFailed, match=r"starting container failed: .*executable file not found"):
         await controller.start()
 
 
