@@ -7,7 +7,6 @@ the invariants that hold for any cluster are checked.
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import ExitStack
@@ -129,9 +128,8 @@ class Cluster:
         now_or_never(self.store.update(change))
         self._committed()
 
-    def add(self, *objects: pb.Node | pb.Service | pb.Task) -> None:
-        for value in objects:
-            self.commit(functools.partial(_create, value))
+    def add(self, value: T) -> None:
+        self.commit(lambda tx: tx.create(value))
 
     def update_service(
         self, name: str = "web", *, image: str = "", replicas: int | None = None, **spec: Any
@@ -341,10 +339,6 @@ class Cluster:
         if behaviour.lifetime_seconds is not None:
             return behaviour.ends_as, behaviour.lifetime_seconds
         return None
-
-
-def _create(value: T, tx: Transaction) -> None:
-    tx.create(value)
 
 
 # ---- invariants
