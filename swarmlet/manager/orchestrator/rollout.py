@@ -104,7 +104,8 @@ def _is_of_update(s: Situation, task: pb.Task) -> bool:
 
 
 def _failed_in_monitor(s: Situation, task: pb.Task) -> bool:
-    if not ended_by_itself(task):
+    if not ended_by_itself(task) or ended_at(task) < time_of(s.service.update_status.started_at):
+        # What failed before a paused update was resumed is known to who resumed it.
         return False
     if not task.HasField("running_since"):
         return True

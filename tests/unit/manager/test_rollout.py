@@ -191,6 +191,27 @@ def test_a_paused_update_goes_no_further() -> None:
         assert update_state(cluster) == pb.UPDATE_STATE_PAUSED
 
 
+def test_a_paused_update_that_is_resumed_goes_on_until_something_fails_again() -> None:
+    with settled(a_web(delay_ns=3 * SECOND)) as cluster:
+        cluster.update_service(image="crash")
+        cluster.run(60, until=is_paused(cluster))
+        first = cluster.service().update_status
+
+        def resume(tx: Any) -> None:
+            service = pb.Service()
+            service.CopyFrom(cluster.service())
+            service.ClearField("update_status")
+            tx.update(service)
+
+        cluster.run(1)
+        cluster.commit(resume)
+        cluster.settle()
+        assert update_state(cluster) == pb.UPDATE_STATE_UPDATING
+
+        cluster.run(60, until=is_paused(cluster))
+        assert cluster.service().update_status.message != first.message
+
+
 def test_a_paused_update_keeps_to_the_old_revision_where_that_still_runs() -> None:
     with settled(a_web()) as cluster:
         cluster.update_service(image="crash")
