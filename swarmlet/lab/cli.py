@@ -171,6 +171,10 @@ _one_node("heal", "Undo a cut.", lambda made, node: made.heal(node))
 @click.pass_context
 def exec_command(ctx: click.Context, node: str, command: tuple[str, ...], directory: Path | None) -> None:
     """Run a command with SWARMLET_HOST set to a node: lab exec manager2 -- swarmlet node ls"""
+    # What follows the first word is the command's, and so reaches us with the separator.
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise click.UsageError("no command given", ctx)
     environment = {**os.environ, "SWARMLET_HOST": _load(directory).layout.node(node).host}
     try:
         done = subprocess.run(command, env=environment, check=False)

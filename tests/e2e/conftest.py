@@ -206,7 +206,10 @@ class Daemons:
         return commands
 
     def end(self) -> None:
-        for process in self._processes:
+        while self._processes:
+            process = self._processes.pop()
             process.kill()
-            process.communicate()
+            if process.stderr is not None:
+                process.stderr.close()
+            process.wait()
         cluster.clear(self.directory)

@@ -47,6 +47,8 @@ def test_tasks_of_a_dead_node_run_elsewhere_and_are_not_run_twice_when_it_return
 
 
 def test_a_killed_daemon_adopts_its_tasks_when_it_is_started_again(lab: Commands) -> None:
+    # However busy the machine: nobody may give the node up while its daemon is away.
+    lab.swarmlet("swarm", "update", "--dispatcher-heartbeat", "10s")
     lab.create("kept", replicas=3)
     here = Lab.load(lab.directory)
     victim = next(name for name in lab.status() if name != lab.leader())

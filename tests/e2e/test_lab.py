@@ -144,7 +144,7 @@ def test_down_works_by_markers_when_the_files_are_gone(short_tmp: Path) -> None:
 def test_a_failed_up_says_why_and_leaves_nothing(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = Commands(short_tmp / "lab")
     (short_tmp / "sitecustomize.py").write_text(
-        "import sys\nif 'daemon' in sys.argv: sys.exit('no daemons today')\n"
+        "import os, sys\nif 'daemon' in sys.argv: os.write(2, b'no daemons today\\n'); os._exit(3)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(short_tmp))
 
