@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aswarmlet/api/v1/raft.proto\x12\x0bswarmlet.v1\".\n\nRaftMember\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x9c\x01\n\x10MembershipChange\x12\x34\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32$.swarmlet.v1.MembershipChange.Action\x12\'\n\x06member\x18\x02 \x01(\x0b\x32\x17.swarmlet.v1.RaftMember\")\n\x06\x41\x63tion\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\n\n\x06UPDATE\x10\x02\"8\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"`\n\x0bRequestVote\x12\x16\n\x0elast_log_index\x18\x01 \x01(\x04\x12\x15\n\rlast_log_term\x18\x02 \x01(\x04\x12\x10\n\x08pre_vote\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\".\n\tVoteReply\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"\x83\x01\n\rAppendEntries\x12\x14\n\x0c\x63ommit_index\x18\x01 \x01(\x04\x12\x12\n\nprev_index\x18\x02 \x01(\x04\x12\x11\n\tprev_term\x18\x03 \x01(\x04\x12&\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x15.swarmlet.v1.LogEntry\x12\r\n\x05round\x18\x05 \x01(\x04\"P\n\x0b\x41ppendReply\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12\r\n\x05round\x18\x04 \x01(\x04\"q\n\rSnapshotChunk\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\r\n\x05round\x18\x06 \x01(\x04\"G\n\rSnapshotReply\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\"\x0c\n\nTimeoutNow\"\x8a\x03\n\x0bRaftMessage\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x30\n\x0crequest_vote\x18\x02 \x01(\x0b\x32\x18.swarmlet.v1.RequestVoteH\x00\x12,\n\nvote_reply\x18\x03 \x01(\x0b\x32\x16.swarmlet.v1.VoteReplyH\x00\x12\x34\n\x0e\x61ppend_entries\x18\x04 \x01(\x0b\x32\x1a.swarmlet.v1.AppendEntriesH\x00\x12\x30\n\x0c\x61ppend_reply\x18\x05 \x01(\x0b\x32\x18.swarmlet.v1.AppendReplyH\x00\x12\x34\n\x0esnapshot_chunk\x18\x06 \x01(\x0b\x32\x1a.swarmlet.v1.SnapshotChunkH\x00\x12\x34\n\x0esnapshot_reply\x18\x07 \x01(\x0b\x32\x1a.swarmlet.v1.SnapshotReplyH\x00\x12.\n\x0btimeout_now\x18\x08 \x01(\x0b\x32\x17.swarmlet.v1.TimeoutNowH\x00\x42\t\n\x07message\"\t\n\x07RaftAck\"\x86\x01\n\x0eSnapshotHeader\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x12\n\nlast_index\x18\x02 \x01(\x04\x12\x11\n\tlast_term\x18\x03 \x01(\x04\x12(\n\x07members\x18\x04 \x03(\x0b\x32\x17.swarmlet.v1.RaftMember\x12\x13\n\x0bstate_bytes\x18\x05 \x01(\x04\"<\n\x11JoinMemberRequest\x12\'\n\x06member\x18\x01 \x01(\x0b\x32\x17.swarmlet.v1.RaftMember\">\n\x12JoinMemberResponse\x12(\n\x07members\x18\x01 \x03(\x0b\x32\x17.swarmlet.v1.RaftMember\"5\n\x13RemoveMemberRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x16\n\x14RemoveMemberResponse\"\x0f\n\rLeaderRequest\"c\n\x0eLeaderResponse\x12\'\n\x06leader\x18\x01 \x01(\x0b\x32\x17.swarmlet.v1.RaftMember\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.swarmlet.v1.RaftMember2B\n\x04Raft\x12:\n\x06Stream\x12\x18.swarmlet.v1.RaftMessage\x1a\x14.swarmlet.v1.RaftAck(\x01\x32\xeb\x01\n\x0eRaftMembership\x12G\n\x04Join\x12\x1e.swarmlet.v1.JoinMemberRequest\x1a\x1f.swarmlet.v1.JoinMemberResponse\x12M\n\x06Remove\x12 .swarmlet.v1.RemoveMemberRequest\x1a!.swarmlet.v1.RemoveMemberResponse\x12\x41\n\x06Leader\x12\x1a.swarmlet.v1.LeaderRequest\x1a\x1b.swarmlet.v1.LeaderResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aswarmlet/api/v1/raft.proto\x12\x0bswarmlet.v1\".\n\nRaftMember\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x9c\x01\n\x10MembershipChange\x12\x34\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32$.swarmlet.v1.MembershipChange.Action\x12\'\n\x06member\x18\x02 \x01(\x0b\x32\x17.swarmlet.v1.RaftMember\")\n\x06\x41\x63tion\x12\x07\n\x03\x41\x44\x44\x10\x00\x12\n\n\x06REMOVE\x10\x01\x12\n\n\x06UPDATE\x10\x02\"8\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"`\n\x0bRequestVote\x12\x16\n\x0elast_log_index\x18\x01 \x01(\x04\x12\x15\n\rlast_log_term\x18\x02 \x01(\x04\x12\x10\n\x08pre_vote\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\".\n\tVoteReply\x12\x10\n\x08pre_vote\x18\x01 \x01(\x08\x12\x0f\n\x07granted\x18\x02 \x01(\x08\"\x83\x01\n\rAppendEntries\x12\x14\n\x0c\x63ommit_index\x18\x01 \x01(\x04\x12\x12\n\nprev_index\x18\x02 \x01(\x04\x12\x11\n\tprev_term\x18\x03 \x01(\x04\x12&\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x15.swarmlet.v1.LogEntry\x12\r\n\x05round\x18\x05 \x01(\x04\"P\n\x0b\x41ppendReply\x12\x12\n\nnext_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12\r\n\x05round\x18\x04 \x01(\x04\"q\n\rSnapshotChunk\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0c\n\x04last\x18\x05 \x01(\x08\x12\r\n\x05round\x18\x06 \x01(\x04\"G\n\rSnapshotReply\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x13\n\x0bnext_offset\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\"\x0c\n\nTimeoutNow\"\t\n\x07Removed\"\xcb\x03\n\x0bRaftMessage\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x30\n\x0crequest_vote\x18\x02 \x01(\x0b\x32\x18.swarmlet.v1.RequestVoteH\x00\x12,\n\nvote_reply\x18\x03 \x01(\x0b\x32\x16.swarmlet.v1.VoteReplyH\x00\x12\x34\n\x0e\x61ppend_entries\x18\x04 \x01(\x0b\x32\x1a.swarmlet.v1.AppendEntriesH\x00\x12\x30\n\x0c\x61ppend_reply\x18\x05 \x01(\x0b\x32\x18.swarmlet.v1.AppendReplyH\x00\x12\x34\n\x0esnapshot_chunk\x18\x06 \x01(\x0b\x32\x1a.swarmlet.v1.SnapshotChunkH\x00\x12\x34\n\x0esnapshot_reply\x18\x07 \x01(\x0b\x32\x1a.swarmlet.v1.SnapshotReplyH\x00\x12.\n\x0btimeout_now\x18\x08 \x01(\x0b\x32\x17.swarmlet.v1.TimeoutNowH\x00\x12\'\n\x07removed\x18\n \x01(\x0b\x32\x14.swarmlet.v1.RemovedH\x00\x12\x16\n\x0esender_address\x18\t \x01(\tB\t\n\x07message\"\t\n\x07RaftAck\"\x86\x01\n\x0eSnapshotHeader\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x12\n\nlast_index\x18\x02 \x01(\x04\x12\x11\n\tlast_term\x18\x03 \x01(\x04\x12(\n\x07members\x18\x04 \x03(\x0b\x32\x17.swarmlet.v1.RaftMember\x12\x13\n\x0bstate_bytes\x18\x05 \x01(\x04\"<\n\x11JoinMemberRequest\x12\'\n\x06member\x18\x01 \x01(\x0b\x32\x17.swarmlet.v1.RaftMember\">\n\x12JoinMemberResponse\x12(\n\x07members\x18\x01 \x03(\x0b\x32\x17.swarmlet.v1.RaftMember\"5\n\x13RemoveMemberRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x16\n\x14RemoveMemberResponse\"\x0f\n\rLeaderRequest\"c\n\x0eLeaderResponse\x12\'\n\x06leader\x18\x01 \x01(\x0b\x32\x17.swarmlet.v1.RaftMember\x12(\n\x07members\x18\x02 \x03(\x0b\x32\x17.swarmlet.v1.RaftMember2B\n\x04Raft\x12:\n\x06Stream\x12\x18.swarmlet.v1.RaftMessage\x1a\x14.swarmlet.v1.RaftAck(\x01\x32\xeb\x01\n\x0eRaftMembership\x12G\n\x04Join\x12\x1e.swarmlet.v1.JoinMemberRequest\x1a\x1f.swarmlet.v1.JoinMemberResponse\x12M\n\x06Remove\x12 .swarmlet.v1.RemoveMemberRequest\x1a!.swarmlet.v1.RemoveMemberResponse\x12\x41\n\x06Leader\x12\x1a.swarmlet.v1.LeaderRequest\x1a\x1b.swarmlet.v1.LeaderResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,26 +53,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTREPLY']._serialized_end=856
   _globals['_TIMEOUTNOW']._serialized_start=858
   _globals['_TIMEOUTNOW']._serialized_end=870
-  _globals['_RAFTMESSAGE']._serialized_start=873
-  _globals['_RAFTMESSAGE']._serialized_end=1267
-  _globals['_RAFTACK']._serialized_start=1269
-  _globals['_RAFTACK']._serialized_end=1278
-  _globals['_SNAPSHOTHEADER']._serialized_start=1281
-  _globals['_SNAPSHOTHEADER']._serialized_end=1415
-  _globals['_JOINMEMBERREQUEST']._serialized_start=1417
-  _globals['_JOINMEMBERREQUEST']._serialized_end=1477
-  _globals['_JOINMEMBERRESPONSE']._serialized_start=1479
-  _globals['_JOINMEMBERRESPONSE']._serialized_end=1541
-  _globals['_REMOVEMEMBERREQUEST']._serialized_start=1543
-  _globals['_REMOVEMEMBERREQUEST']._serialized_end=1596
-  _globals['_REMOVEMEMBERRESPONSE']._serialized_start=1598
-  _globals['_REMOVEMEMBERRESPONSE']._serialized_end=1620
-  _globals['_LEADERREQUEST']._serialized_start=1622
-  _globals['_LEADERREQUEST']._serialized_end=1637
-  _globals['_LEADERRESPONSE']._serialized_start=1639
-  _globals['_LEADERRESPONSE']._serialized_end=1738
-  _globals['_RAFT']._serialized_start=1740
-  _globals['_RAFT']._serialized_end=1806
-  _globals['_RAFTMEMBERSHIP']._serialized_start=1809
-  _globals['_RAFTMEMBERSHIP']._serialized_end=2044
+  _globals['_REMOVED']._serialized_start=872
+  _globals['_REMOVED']._serialized_end=881
+  _globals['_RAFTMESSAGE']._serialized_start=884
+  _globals['_RAFTMESSAGE']._serialized_end=1343
+  _globals['_RAFTACK']._serialized_start=1345
+  _globals['_RAFTACK']._serialized_end=1354
+  _globals['_SNAPSHOTHEADER']._serialized_start=1357
+  _globals['_SNAPSHOTHEADER']._serialized_end=1491
+  _globals['_JOINMEMBERREQUEST']._serialized_start=1493
+  _globals['_JOINMEMBERREQUEST']._serialized_end=1553
+  _globals['_JOINMEMBERRESPONSE']._serialized_start=1555
+  _globals['_JOINMEMBERRESPONSE']._serialized_end=1617
+  _globals['_REMOVEMEMBERREQUEST']._serialized_start=1619
+  _globals['_REMOVEMEMBERREQUEST']._serialized_end=1672
+  _globals['_REMOVEMEMBERRESPONSE']._serialized_start=1674
+  _globals['_REMOVEMEMBERRESPONSE']._serialized_end=1696
+  _globals['_LEADERREQUEST']._serialized_start=1698
+  _globals['_LEADERREQUEST']._serialized_end=1713
+  _globals['_LEADERRESPONSE']._serialized_start=1715
+  _globals['_LEADERRESPONSE']._serialized_end=1814
+  _globals['_RAFT']._serialized_start=1816
+  _globals['_RAFT']._serialized_end=1882
+  _globals['_RAFTMEMBERSHIP']._serialized_start=1885
+  _globals['_RAFTMEMBERSHIP']._serialized_end=2120
 # @@protoc_insertion_point(module_scope)

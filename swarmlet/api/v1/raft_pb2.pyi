@@ -312,6 +312,25 @@ class TimeoutNow(_message.Message):
 Global___TimeoutNow: _TypeAlias = TimeoutNow  # noqa: Y015
 
 @_typing.final
+class Removed(_message.Message):
+    """The leader's answer to a manager that asks for votes it may no longer ask for:
+    the group has voted it out, for good as far as the leader's log goes.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Removed: _TypeAlias = Removed  # noqa: Y015
+
+@_typing.final
 class RaftMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -323,7 +342,13 @@ class RaftMessage(_message.Message):
     SNAPSHOT_CHUNK_FIELD_NUMBER: _builtins.int
     SNAPSHOT_REPLY_FIELD_NUMBER: _builtins.int
     TIMEOUT_NOW_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    SENDER_ADDRESS_FIELD_NUMBER: _builtins.int
     term: _builtins.int
+    sender_address: _builtins.str
+    """Where answers reach the sender, with what asks for one: the receiver's log may
+    be too old to say it.
+    """
     @_builtins.property
     def request_vote(self) -> Global___RequestVote: ...
     @_builtins.property
@@ -338,6 +363,8 @@ class RaftMessage(_message.Message):
     def snapshot_reply(self) -> Global___SnapshotReply: ...
     @_builtins.property
     def timeout_now(self) -> Global___TimeoutNow: ...
+    @_builtins.property
+    def removed(self) -> Global___Removed: ...
     def __init__(
         self,
         *,
@@ -349,12 +376,14 @@ class RaftMessage(_message.Message):
         snapshot_chunk: Global___SnapshotChunk | None = ...,
         snapshot_reply: Global___SnapshotReply | None = ...,
         timeout_now: Global___TimeoutNow | None = ...,
+        removed: Global___Removed | None = ...,
+        sender_address: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "removed", b"removed", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "removed", b"removed", "request_vote", b"request_vote", "sender_address", b"sender_address", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["request_vote", "vote_reply", "append_entries", "append_reply", "snapshot_chunk", "snapshot_reply", "timeout_now"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["request_vote", "vote_reply", "append_entries", "append_reply", "snapshot_chunk", "snapshot_reply", "timeout_now", "removed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
