@@ -190,7 +190,11 @@ def _executable(name: str, path: str, directory: Path) -> str:
             return found
         raise TaskRejected(f'exec: "{name}": executable file not found in $PATH')
     file = directory / name
-    if not file.is_file():
+    try:
+        is_file = file.is_file()
+    except PermissionError:  # of a directory on the way
+        raise TaskRejected(f'exec: "{name}": permission denied') from None
+    if not is_file:
         raise TaskRejected(f'exec: "{name}": stat {name}: no such file or directory')
     if not os.access(file, os.X_OK):
         raise TaskRejected(f'exec: "{name}": permission denied')

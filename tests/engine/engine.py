@@ -52,6 +52,7 @@ class PrivateEngine:
         self.url = f"unix://{directory / 'docker.sock'}"
         self._bridge = f"swltest{os.getpid() % 100_000}"
         self._subnet = f"10.213.{os.getpid() % 256}.1/24"
+        self._cgroup_parent = self._bridge
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -74,6 +75,7 @@ class PrivateEngine:
                     "--iptables=false",
                     "--ip6tables=false",
                     "--exec-opt=native.cgroupdriver=cgroupfs",
+                    f"--cgroup-parent=/{self._cgroup_parent}",
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -109,11 +111,22 @@ class PrivateEngine:
                 self._process.kill()
                 self._process.wait()
         self._end_containerd(signal.SIGTERM)
+        self._end_shims()
         _ip("link", "del", self._bridge, may_fail=True)
         for line in Path("/proc/self/mounts").read_text().splitlines():
             mounted_at = line.split()[1]
             if mounted_at.startswith(str(self.directory)):
                 subprocess.run(["umount", "--lazy", mounted_at], check=False, capture_output=True)
+        for root in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*/")):
+            with contextlib.suppress(OSError):
+                (root / self._cgroup_parent).rmdir()
+
+    def _end_shims(self) -> None:
+        """Where the engine did not come up again, nobody else ends what its containers ran under."""
+        for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if f"\0-address\0{self.directory}/" in command_line.read_text(errors="replace"):
+                    os.kill(int(command_line.parent.name), signal.SIGKILL)
 
     def _end_containerd(self, signal_number: int) -> None:
         """dockerd leaves its containerd behind when it is killed, and its next start trips over the files."""
