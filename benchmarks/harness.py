@@ -35,6 +35,8 @@ Answer = TypeVar("Answer")
 
 CALL_SECONDS_MAX = 10.0
 RETRY_SECONDS = 0.02
+WIDTH = 110
+"""Of the report, in a terminal or not."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Report:
             table.add_column(heading)
         for row in self.rows:
             table.add_row(*row)
-        Console(soft_wrap=True).print(table)
+        Console(width=WIDTH).print(table)
 
 
 def run(

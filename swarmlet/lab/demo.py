@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ REQUESTS_PER_SECOND = 100
 CONVERGE_SECONDS_MAX = 60.0
 WRITE_SECONDS_MAX = 15.0
 _LOOK_SECONDS = 0.05
+_PASSING = re.compile(r"overall progress: |\d+/\d+: |verify: Waiting ")
 
 
 async def run(directory: Path | None, *, runtime: str, keep: bool) -> int:
@@ -130,10 +132,7 @@ class Story:
         self._show.time("three replicas running", await running - began)
         await self._swarmlet("service", "ps", SERVICE)
         for name in self._names:
-            self._show.command(["curl", self._url(name)])
-            outcome = await fetch(self._url(name))
-            self._show.output("\n".join(outcome.bodies))
-            self._show.holds(f"{name} answers for the service", outcome.failed == 0, outcome.reasons())
+            await self._curl(name, "version 1")
 
     async def _scale(self) -> None:
         self._show.chapter(
@@ -155,6 +154,7 @@ class Story:
         self._show.holds(
             f"{sent} requests during the update, {failed} failed", failed == 0, self._load.outcome.reasons()
         )
+        await self._curl(self._names[0], "version 2")
 
     async def _kill_leader(self) -> None:
         leader = await self._lab.leader()
@@ -214,6 +214,14 @@ class Story:
 
     # ---- looking and doing -----------------------------------------------
 
+    async def _curl(self, name: str, expected: str) -> None:
+        """One request, made here: not every machine has curl."""
+        self._show.command(["curl", self._url(name)])
+        outcome = await fetch(self._url(name))
+        said = "\n".join(outcome.bodies)
+        self._show.output(said)
+        self._show.holds(f"{name} answers for the service: {expected}", expected in said, outcome.reasons())
+
     def _url(self, name: str) -> str:
         return f"http://{self._lab.layout.node(name).address}:{example.PUBLISHED_PORT}/"
 
@@ -230,7 +238,7 @@ class Story:
             env={**os.environ, "SWARMLET_HOST": host},
         )
         output, _ = await process.communicate()
-        self._show.output(output.decode(errors="replace"))
+        self._show.output(_without_progress(output.decode(errors="replace")))
         if process.returncode != 0:
             raise FailedPrecondition(
                 f"`swarmlet {words[0]} {words[1]}` ended with status {process.returncode}"
@@ -308,3 +316,11 @@ class Story:
         if not done:
             raise FailedPrecondition(f"no write was accepted within {WRITE_SECONDS_MAX:.0f} s")
         return took
+
+
+def _without_progress(output: str) -> str:
+    """What a terminal would show at the end: without the lines that are overwritten there."""
+    lines = output.splitlines()
+    passing = [line for line in lines if _PASSING.match(line)]
+    last = [line for line in passing if line.startswith("overall")][-1:]
+    return "\n".join(line for line in lines if line not in passing or line in last)
