@@ -17,6 +17,8 @@ What differs from PySyncObj 0.3.17, by the defect it would otherwise have:
   - a follower's commit index only covers entries verified against this leader;
   - a rejected append names where to go on, so a conflicting tail is always found;
   - one membership change at a time, undone when its entry is truncated;
+  - whoever asks for an answer says where it is, so that a log which is too old to
+    know the sender does not keep its owner from ever answering;
   - a caller is always answered: done, not done, or unknown;
   - an exception of the state machine is that entry's result;
   - a snapshot is installed only after its checksum was verified and it is on disk;
@@ -31,7 +33,7 @@ from __future__ import annotations
 import structlog
 
 from swarmlet.api import pb
-from swarmlet.raft.engine import DATA, LEADER, MEMBERSHIP, Outcome
+from swarmlet.raft.engine import DATA, LEADER, Outcome
 from swarmlet.raft.follower import Following
 from swarmlet.raft.journal import Entry
 from swarmlet.raft.leader import Leading
@@ -48,18 +50,20 @@ class Core(Leading, Following):
     def receive(self, sender: str, message: pb.RaftMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "request_vote":
-            self._on_request_vote(sender, message.term, message.request_vote)
+            self._on_request_vote(sender, message.term, message.sender_address, message.request_vote)
         elif kind == "vote_reply":
             self._on_vote_reply(sender, message.term, message.vote_reply)
+        elif kind == "removed":
+            self._on_removed(message.term)
         elif message.term < self.term:
             if kind in ("append_entries", "snapshot_chunk"):
                 # Tells a leader of the past that its time is over.
                 self._send(sender, append_reply=pb.AppendReply(next_index=self.last_index + 1))
         elif kind == "append_entries":
-            self._follow(sender, message.term)
+            self._follow(sender, message.term, message.sender_address)
             self._on_append(sender, message.append_entries)
         elif kind == "snapshot_chunk":
-            self._follow(sender, message.term)
+            self._follow(sender, message.term, message.sender_address)
             self._on_snapshot_chunk(sender, message.snapshot_chunk)
         elif message.term > self.term:
             self._become_follower(message.term, None)
@@ -97,10 +101,6 @@ class Core(Leading, Following):
 
     def _apply(self, entry: Entry) -> object:
         command, index, _ = entry
-        if command[:1] == MEMBERSHIP:
-            if self.node_id not in self.members and any(self.node_id in c[1] for c in self._configurations):
-                self.was_removed = True
-            return None
         if command[:1] != DATA:
             return None
         try:

@@ -13,7 +13,9 @@ from swarmlet.raft.engine import CANDIDATE, FOLLOWER, LEADER, EngineState
 
 
 class Elections(EngineState):
-    def _follow(self, leader: str, term: int) -> None:
+    def _follow(self, leader: str, term: int, address: str) -> None:
+        # A leader's own log is never behind in where it is itself.
+        self._note_contact(leader, address)
         if term > self.term or self.state != FOLLOWER or self.leader_id != leader:
             self._become_follower(term, leader)
         self._leader_heard_at = self._now()
@@ -36,7 +38,7 @@ class Elections(EngineState):
             self._SyncObj__setState(FOLLOWER)
         self._votes = {self.node_id}
         self._pre_vote_term = self.term + 1
-        if len(self._votes) >= self._quorum():
+        if self._votes_suffice():
             self._start_election()
             return
         self._ask_for_votes(self._pre_vote_term, pre_vote=True, transfer=False)
@@ -48,7 +50,7 @@ class Elections(EngineState):
         self._SyncObj__setState(CANDIDATE)
         self._SyncObj__setCurrentTerm(self.term + 1, self.node_id)
         self._votes = {self.node_id}
-        if len(self._votes) >= self._quorum():
+        if self._votes_suffice():
             self._lead()
             return
         self._ask_for_votes(self.term, pre_vote=False, transfer=transfer)
@@ -62,9 +64,15 @@ class Elections(EngineState):
         )
         for peer in self.members:
             if peer != self.node_id:
-                self._send_message(peer, pb.RaftMessage(term=term, request_vote=request), True)
+                message = pb.RaftMessage(term=term, request_vote=request, sender_address=self._own_address)
+                self._send_message(peer, message, True)
 
-    def _on_request_vote(self, sender: str, term: int, request: pb.RequestVote) -> None:
+    def _on_request_vote(self, sender: str, term: int, address: str, request: pb.RequestVote) -> None:
+        if sender not in self.members:
+            self._note_contact(sender, address)
+            if self._has_voted_out(sender):
+                self._send(sender, removed=pb.Removed())
+                return
         mine = (self._journal[-1][2], self.last_index)
         is_current = (request.last_log_term, request.last_log_index) >= mine
         if request.pre_vote:
@@ -83,6 +91,17 @@ class Elections(EngineState):
             self._SyncObj__setCurrentTerm(term, sender)
             self._postpone_election()
         self._send(sender, vote_reply=pb.VoteReply(granted=granted))
+
+    def _has_voted_out(self, sender: str) -> bool:
+        """Whether this leader knows for certain that `sender` is no member and is not becoming one."""
+        return (
+            self.leads and sender not in self._learners and self._configurations[-1][0] <= self.commit_index
+        )
+
+    def _on_removed(self, term: int) -> None:
+        # One who was let in again since has heard of a later term.
+        if term >= self.term:
+            self.was_removed = True
 
     def _on_vote_reply(self, sender: str, term: int, reply: pb.VoteReply) -> None:
         if sender not in self.members:
@@ -106,7 +125,7 @@ class Elections(EngineState):
 
     def _lead(self) -> None:
         self._peer_rounds.clear()
-        self._commit_sent.clear()
+        self._flights.clear()
         self._SyncObj__onBecomeLeader()
 
     def _SyncObj__sendAppendEntries(self) -> None:  # noqa: N802 - overrides PySyncObj's
@@ -117,5 +136,5 @@ class Elections(EngineState):
         match = self._SyncObj__raftMatchIndex.get(Node(target), 0)
         if self.state != LEADER or target not in self.members or match != self.last_index:
             return False
-        self._send(target, timeout_now=pb.TimeoutNow())
+        self._send(target, timeout_now=pb.TimeoutNow(), sender_address=self._own_address)
         return True

@@ -7,6 +7,7 @@ this package touch PySyncObj.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,6 +33,9 @@ DATA, NOOP, MEMBERSHIP = b"\x00", b"\x01", b"\x02"
 """First byte of a command; 0-2 are PySyncObj's own numbers for the same."""
 
 ENTRIES_FOR_SLOW_FOLLOWERS = 500
+ENTRIES_FOR_TRANSFERS_MAX = 50_000
+"""Kept behind a snapshot while a follower that is sent one needs what comes after it."""
+CONTACTS_MAX = 8
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +94,22 @@ class _NoTransport(Transport):  # type: ignore[misc]
         raise AssertionError(f"PySyncObj's own message would leave: {message!r}")
 
 
+class Flight:
+    """What was sent to one follower and not confirmed yet: entries up to an index, and bytes."""
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[int, int]] = deque()
+        self.bytes = 0
+
+    def sent(self, last_index: int, size: int) -> None:
+        self._sent.append((last_index, size))
+        self.bytes += size
+
+    def confirmed(self, index: int) -> None:
+        while self._sent and self._sent[0][0] <= index:
+            self.bytes -= self._sent.popleft()[1]
+
+
 @dataclass
 class SnapshotTransfer:
     """The leader's side of bringing one follower a snapshot."""
@@ -141,7 +161,8 @@ class EngineState(SyncObj):  # type: ignore[misc]
         self._peer_rounds: dict[str, int] = {}
         self._replicate_now = False
         self._heartbeat_due = 0.0
-        self._commit_sent: dict[str, int] = {}
+        self._flights: dict[str, Flight] = {}
+        self._contacts: dict[str, str] = {}
         self._learners: dict[str, str] = {}
         self._transfers: dict[str, SnapshotTransfer] = {}
         self._incoming: IncomingSnapshot | None = None
@@ -215,7 +236,8 @@ class EngineState(SyncObj):  # type: ignore[misc]
     @property
     def peers(self) -> Mapping[str, str]:
         """Everybody this manager keeps a connection to."""
-        return {k: v for k, v in {**self._learners, **self.members}.items() if k != self.node_id}
+        known = {**self._learners, **self.members, **self._contacts}
+        return {k: v for k, v in known.items() if k != self.node_id}
 
     @property
     def leads(self) -> bool:
@@ -239,14 +261,25 @@ class EngineState(SyncObj):  # type: ignore[misc]
         self._SyncObj__connectedNodes.add(Node(peer))
         node = Node(peer)
         if node in self._SyncObj__raftMatchIndex:
-            self._SyncObj__raftNextIndex[node] = max(self._SyncObj__raftMatchIndex[node] + 1, 2)
+            # Where nothing is confirmed yet, the follower says where to go on.
+            match = self._SyncObj__raftMatchIndex[node]
+            self._SyncObj__raftNextIndex[node] = (match or self.last_index) + 1
         self._transfers.pop(peer, None)
-        self._commit_sent.pop(peer, None)
+        self._flights.pop(peer, None)
         self._replicate_now = True
 
     def peer_disconnected(self, peer: str) -> None:
         self._SyncObj__connectedNodes.discard(Node(peer))
         self._transfers.pop(peer, None)
+
+    def _note_contact(self, sender: str, address: str) -> None:
+        """Keeps in touch with who waits for an answer, although the log here does not know where it is."""
+        if not address or self.peers.get(sender) == address:
+            return
+        self._contacts.pop(sender, None)
+        self._contacts[sender] = address
+        while len(self._contacts) > CONTACTS_MAX:
+            self._contacts.pop(next(iter(self._contacts)))
 
     # ---- the log and the members
 
@@ -279,6 +312,7 @@ class EngineState(SyncObj):  # type: ignore[misc]
             self._SyncObj__raftMatchIndex.setdefault(new, 0)
             self._SyncObj__lastResponseTime.setdefault(new, self._now())
         self._SyncObj__otherNodes = others
+        self._contacts.clear()
 
     def _forget_progress(self, node_id: str) -> None:
         for progress in (
@@ -287,7 +321,7 @@ class EngineState(SyncObj):  # type: ignore[misc]
             self._SyncObj__lastResponseTime,
         ):
             progress.pop(Node(node_id), None)
-        for by_id in (self._transfers, self._peer_rounds, self._commit_sent):
+        for by_id in (self._transfers, self._peer_rounds, self._flights):
             by_id.pop(node_id, None)
 
     def _quorum(self) -> int:
@@ -301,6 +335,10 @@ class EngineState(SyncObj):  # type: ignore[misc]
     def _send(self, peer: str, *, after_sync: bool = True, **content: object) -> None:
         message = pb.RaftMessage(term=self.term, **content)  # type: ignore[arg-type]
         self._send_message(peer, message, after_sync or self._journal.term_pending)
+
+    @property
+    def _own_address(self) -> str:
+        return self.members.get(self.node_id, "")
 
     def _SyncObj__generateRaftTimeout(self) -> float:  # noqa: N802 - overrides PySyncObj's
         settings = self._settings
@@ -317,6 +355,9 @@ class EngineState(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftLeader = None if leader is None else Node(leader)
         self._SyncObj__setState(FOLLOWER)
         self._pre_vote_term = 0
+        for learner in self._learners:
+            # What it confirmed holds for this leadership only.
+            self._forget_progress(learner)
         self._learners.clear()
         self._transfers.clear()
 
@@ -352,10 +393,12 @@ class EngineState(SyncObj):  # type: ignore[misc]
         if last_index <= self._snapshot_index:
             return
         self._snapshot_index = last_index
-        self._transfers.clear()
         covered = [c for c in self._configurations if c[0] <= last_index][-1]
         self._configurations = [covered, *(c for c in self._configurations if c[0] > last_index)]
-        keep_from = max(self._journal[0][1], last_index - ENTRIES_FOR_SLOW_FOLLOWERS)
+        # A snapshot that is on its way to somebody is worth nothing without what follows it.
+        wanted = min((t.last_index for t in self._transfers.values()), default=last_index)
+        keep_from = min(last_index - ENTRIES_FOR_SLOW_FOLLOWERS, wanted)
+        keep_from = max(self._journal[0][1], keep_from, last_index - ENTRIES_FOR_TRANSFERS_MAX)
         self._journal.deleteEntriesTo(keep_from - self._journal[0][1])
 
 

@@ -58,9 +58,8 @@ class Following(Elections):
             raise RuntimeError(
                 f"asked to truncate committed entries from {index}, commit is {self.commit_index}"
             )
+        # Nobody waits for these: losing the leadership answered all who did, with "unknown".
         self._journal.deleteEntriesFrom(index - self._journal[0][1])
-        for gone in [i for i in self._waiting if i >= index]:
-            self._waiting.pop(gone)[1](None, Outcome.DISCARDED)
         if self._configurations[-1][0] >= index:
             self._configurations = [c for c in self._configurations if c[0] < index]
             self._adopt_configuration()
@@ -92,7 +91,8 @@ class Following(Elections):
         if snapshot.last_index <= self.commit_index:
             return
         own = self._entry(snapshot.last_index)
-        if own is not None and own[2] == snapshot.last_term:
+        continues_here = own is not None and own[2] == snapshot.last_term
+        if continues_here:
             self._journal.deleteEntriesTo(snapshot.last_index - self._journal[0][1])
         else:
             self._journal.clear()
@@ -102,11 +102,12 @@ class Following(Elections):
         self._set_commit(snapshot.last_index)
         self._snapshot_index = snapshot.last_index
         self._bytes_since_snapshot = 0
+        self._incoming = None
         for passed in [i for i in self._waiting if i <= snapshot.last_index]:
             self._waiting.pop(passed)[1](None, Outcome.UNKNOWN)
         newer = [c for c in self._configurations if c[0] > snapshot.last_index]
         members = {m.node_id: m.address for m in snapshot.members}
-        self._configurations = [(snapshot.last_index, members), *(newer if own else [])]
+        self._configurations = [(snapshot.last_index, members), *(newer if continues_here else [])]
         self._adopt_configuration()
         if sender == self.leader_id:
             reply = pb.AppendReply(success=True, next_index=snapshot.last_index + 1)

@@ -13,12 +13,13 @@ from pysyncobj.node import Node
 
 from swarmlet.api import pb
 from swarmlet.raft.elections import Elections
-from swarmlet.raft.engine import LEADER, MEMBERSHIP, Outcome, ProposalCallback, SnapshotTransfer
+from swarmlet.raft.engine import LEADER, MEMBERSHIP, Flight, Outcome, ProposalCallback, SnapshotTransfer
 from swarmlet.raft.journal import Entry
 
 APPEND_BYTES_MAX = 1 << 20
 APPEND_ENTRIES_MAX = 1024
-IN_FLIGHT_ENTRIES_MAX = 16_384
+IN_FLIGHT_BYTES_MAX = 16 << 20
+ENTRY_OVERHEAD_BYTES = 32
 SNAPSHOT_CHUNK_BYTES = 256 << 10
 LEARNER_LAG_ENTRIES_MAX = 200
 
@@ -83,7 +84,8 @@ class Leading(Elections):
             self._heartbeat_due = now + self._settings.heartbeat_seconds
         self._round += 1
         for peer in self.peers:
-            if Node(peer) in self._SyncObj__connectedNodes:
+            node = Node(peer)
+            if node in self._SyncObj__connectedNodes and node in self._SyncObj__raftNextIndex:
                 self._replicate_to(peer)
 
     def _replicate_to(self, peer: str) -> None:
@@ -93,10 +95,10 @@ class Leading(Elections):
             self._send_snapshot(peer)
             return
         self._transfers.pop(peer, None)
-        in_flight = next_index - self._SyncObj__raftMatchIndex[node]
+        flight = self._flights.setdefault(peer, Flight())
         must_speak = True
-        while must_speak or (next_index <= self.last_index and in_flight < IN_FLIGHT_ENTRIES_MAX):
-            entries = self._entries_for(next_index)
+        while must_speak or (next_index <= self.last_index and flight.bytes < IN_FLIGHT_BYTES_MAX):
+            entries = self._entries_for(next_index) if flight.bytes < IN_FLIGHT_BYTES_MAX else []
             previous = self._entry(next_index - 1)
             assert previous is not None
             append = pb.AppendEntries(
@@ -106,12 +108,12 @@ class Leading(Elections):
                 entries=[pb.LogEntry(index=i, term=t, command=c) for c, i, t in entries],
                 round=self._round,
             )
-            self._send(peer, after_sync=False, append_entries=append)
-            next_index += len(entries)
-            in_flight += len(entries)
+            self._send(peer, after_sync=False, append_entries=append, sender_address=self._own_address)
+            if entries:
+                next_index += len(entries)
+                flight.sent(next_index - 1, sum(len(e[0]) + ENTRY_OVERHEAD_BYTES for e in entries))
             must_speak = False
         self._SyncObj__raftNextIndex[node] = next_index
-        self._commit_sent[peer] = self.commit_index
 
     def _entries_for(self, next_index: int) -> list[Entry]:
         start = next_index - self._journal[0][1]
@@ -134,8 +136,11 @@ class Leading(Elections):
                 match[node] = max(match[node], reply.next_index - 1)
                 next_[node] = max(next_[node], match[node] + 1)
                 self._transfers.pop(sender, None)
+                if sender in self._flights:
+                    self._flights[sender].confirmed(match[node])
         elif reply.reset:
             next_[node] = max(min(reply.next_index, next_[node]), match[node] + 1)
+            self._flights.pop(sender, None)
             self._replicate_now = True
         if next_[node] <= self.last_index:
             self._replicate_now = True
@@ -165,7 +170,7 @@ class Leading(Elections):
             last=size > 0 and start + size >= len(transfer.data),
             round=self._round,
         )
-        self._send(peer, after_sync=False, snapshot_chunk=chunk)
+        self._send(peer, after_sync=False, snapshot_chunk=chunk, sender_address=self._own_address)
 
     def _on_snapshot_reply(self, sender: str, reply: pb.SnapshotReply) -> None:
         if self.state != LEADER or Node(sender) not in self._SyncObj__raftMatchIndex:
