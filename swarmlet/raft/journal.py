@@ -10,10 +10,13 @@ durable: `magic u32, crc32 u32, length u64, sequence u64`, then `length` bytes o
 records. A frame is begun only after the one before it was synced, so an unreadable
 last frame is a write that a crash cut short and nobody was told of: it is removed.
 An unreadable frame with a readable one behind it is corruption: opening is refused.
+A compacted file comes into being whole, by a rename; it ends with an empty frame, so
+that damage to the rest of it is never taken for a write that was cut short.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import zlib
@@ -39,8 +42,6 @@ _RECORD_ENTRY = 1
 _RECORD_TRUNCATE = 2
 _RECORD_TERM = 3
 _RECORD_COMMIT = 4
-
-FRAME_BYTES_MAX = 1 << 30
 
 Entry = tuple[bytes, int, int]
 """Command, index, term: PySyncObj's order."""
@@ -72,6 +73,8 @@ class Journal(SyncObjJournal):  # type: ignore[misc]
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._load()
+            # What a killed process wrote and did not sync is in the page cache, and was just believed.
+            os.fdatasync(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
@@ -94,8 +97,7 @@ class Journal(SyncObjJournal):  # type: ignore[misc]
         if self._rewrite:
             self._write_anew()
         elif self._pending:
-            self._write_all(self._frame(b"".join(self._pending)))
-            os.fdatasync(self._fd)
+            self._append_durably(self._frame(b"".join(self._pending)))
         self._pending.clear()
         self._term_pending = False
 
@@ -177,6 +179,17 @@ class Journal(SyncObjJournal):  # type: ignore[misc]
         crc = zlib.crc32(payload, zlib.crc32(_CRC_PART.pack(len(payload), self._sequence)))
         return _FRAME.pack(FRAME_MAGIC, crc, len(payload), self._sequence) + payload
 
+    def _append_durably(self, frame: bytes) -> None:
+        size = os.fstat(self._fd).st_size
+        try:
+            self._write_all(frame)
+            os.fdatasync(self._fd)
+        except OSError:
+            # A failed sync may leave the frame readable, but not on disk: nobody must find it.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+            raise
+
     def _write_all(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
@@ -186,7 +199,7 @@ class Journal(SyncObjJournal):  # type: ignore[misc]
         records = [_record(_RECORD_TERM, _NUMBER.pack(self._term), (self._vote or "").encode())]
         records += [_record(_RECORD_ENTRY, _ENTRY.pack(i, t), c) for c, i, t in self._entries]
         records.append(_record(_RECORD_COMMIT, _NUMBER.pack(self._commit_index)))
-        replace_file(self._path, [FILE_MAGIC, self._frame(b"".join(records))])
+        replace_file(self._path, [FILE_MAGIC, self._frame(b"".join(records)), self._frame(b"")])
         old = self._fd
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         os.close(old)
@@ -214,7 +227,7 @@ class Journal(SyncObjJournal):  # type: ignore[misc]
             return None
         magic, crc, length, sequence = _FRAME.unpack(header)
         start = position + _FRAME.size
-        if magic != FRAME_MAGIC or length > FRAME_BYTES_MAX or start + length > len(data):
+        if magic != FRAME_MAGIC or start + length > len(data):
             return None
         payload = data[start : start + length]
         if zlib.crc32(payload, zlib.crc32(_CRC_PART.pack(length, sequence))) != crc:

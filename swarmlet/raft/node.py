@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +30,18 @@ from swarmlet.api.errors import (
 from swarmlet.raft.agreement import StateMachine
 from swarmlet.raft.core import Core
 from swarmlet.raft.engine import DATA, LEADER, MEMBERSHIP, NOOP, Outcome, ProposalCallback, RaftSettings
+from swarmlet.raft.files import sync_directory
 from swarmlet.raft.journal import Journal
 from swarmlet.raft.snapshot import Snapshot, SnapshotCorrupt, SnapshotFile, decode
+from swarmlet.raft.waiters import Waiters
 
 PROPOSALS_MAX = 10_000
 PROPOSE_SECONDS_MAX = 10.0
 CATCH_UP_SECONDS_MAX = 60.0
 JOIN_POLL_SECONDS = 0.05
+COMMIT_NOTE_SECONDS = 1.0
+"""How old the commit index on disk may be; it only serves a manager that starts again."""
+SNAPSHOT_RETRY_SECONDS = 10.0
 
 R = TypeVar("R")
 
@@ -68,6 +74,9 @@ class RaftFiles:
     def __init__(self, directory: Path) -> None:
         """Raises JournalCorrupt, SnapshotCorrupt or OSError."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Also for a rename that a killed process did not come to make durable.
+        sync_directory(directory)
+        sync_directory(directory.parent)
         self.snapshot_file = SnapshotFile(directory / "snapshot")
         self.snapshot = self.snapshot_file.load()
         self.journal = Journal(directory / "journal")
@@ -105,23 +114,23 @@ class RaftNode:
         self._files = files
         self._machine = machine
         self._transport = transport
-        self._executor: ThreadPoolExecutor | None = None
-        if in_thread is None:
-            self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft")
-            in_thread = self._run_in_executor
-        self._in_thread = in_thread
+        self._executors: list[ThreadPoolExecutor] = []
+        # Two: the journal must not wait until a large snapshot is written.
+        self._in_thread = in_thread or self._new_thread("raft-journal")
+        self._in_snapshot_thread = in_thread or self._new_thread("raft-snapshot")
         self._inbox: deque[Callable[[], None]] = deque()
         self._held: list[tuple[str, pb.RaftMessage]] = []
         self._held_peers: set[str] = set()
         self._proposals: deque[tuple[bytes, ProposalCallback]] = deque()
         self._wake = asyncio.Event()
         self._snapshot_task: asyncio.Task[None] | None = None
-        self._changes = 0
-        self._last_leadership: object = None
-        self._change_waiters: list[asyncio.Future[None]] = []
-        self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self._reads: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._failure: BaseException | None = None
+        self._snapshot_not_before = float("-inf")
+        self._snapshot_lock = threading.Lock()
+        self._snapshot_kept = files.snapshot.last_index if files.snapshot is not None else 0
+        self._commit_note_due = float("-inf")
+        self._handing_over = 0
+        self._failure: Exception | None = None
+        self._is_stopped = False
         self._membership_lock = asyncio.Lock()
         if files.snapshot is not None:
             machine.restore(files.snapshot.last_index, files.snapshot.state)
@@ -137,9 +146,16 @@ class RaftNode:
         )
         self._settings = settings
         self._peers: Mapping[str, str] = {}
+        self._waiters = Waiters(self.core)
 
-    async def _run_in_executor(self, call: Callable[[], object]) -> object:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+    def _new_thread(self, name: str) -> Callable[[Callable[[], object]], Awaitable[object]]:
+        executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._executors.append(executor)
+
+        async def run(call: Callable[[], object]) -> object:
+            return await asyncio.get_running_loop().run_in_executor(executor, call)
+
+        return run
 
     # ---- Agreement
 
@@ -149,7 +165,7 @@ class RaftNode:
 
     @property
     def is_leader(self) -> bool:
-        return self.core.leads and self._failure is None
+        return self.core.leads and not self._is_stopped
 
     @property
     def term(self) -> int:
@@ -180,29 +196,19 @@ class RaftNode:
     async def barrier(self) -> None:
         if not self.is_leader:
             raise self._not_leader()
-        round_, index = self.core.begin_read()
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reads.append((round_, index, done))
         self._wake.set()
         try:
             async with asyncio.timeout(self._settings.election_seconds_max):
-                await done
+                await self._waiters.read()
         except TimeoutError:
             raise Unavailable("a majority of the managers does not answer") from None
 
     async def leadership(self, seen: int) -> int:
-        while self._changes <= seen:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._change_waiters.append(waiter)
-            await waiter
-        return self._changes
+        return await self._waiters.leadership(seen)
 
     async def wait_applied(self, index: int) -> None:
-        if self.core.applied_index >= index:
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._applied_waiters.append((index, waiter))
-        await waiter
+        """Raises Unavailable when this manager stops before."""
+        await self._waiters.applied(index)
 
     # ---- membership
 
@@ -214,11 +220,21 @@ class RaftNode:
         """
         if not self.is_leader:
             raise self._not_leader()
-        if self.core.members.get(member.node_id) == member.address:
+        known_address = self.core.members.get(member.node_id)
+        if known_address == member.address:
             return
         try:
+            if known_address is None:
+                await self._bring_up_to_date(member)
+            # One that votes already is reached, and brought up to date, at its new address.
+            await self._change_membership(pb.MembershipChange.ADD, member)
+        finally:
+            self._on_core(lambda: self.core.drop_learner(member.node_id))
+
+    async def _bring_up_to_date(self, member: pb.RaftMember) -> None:
+        self._on_core(lambda: self.core.add_learner(member))
+        try:
             async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
-                self._on_core(lambda: self.core.add_learner(member))
                 while not self.core.learner_is_current(member.node_id):
                     if not self.is_leader:
                         raise self._not_leader()
@@ -228,10 +244,6 @@ class RaftNode:
                 f"the new manager at {member.address} could not be brought up to date: "
                 "is that address reachable from this manager?"
             ) from None
-        finally:
-            if member.node_id not in self.core.members and not self.core.learner_is_current(member.node_id):
-                self._on_core(lambda: self.core.drop_learner(member.node_id))
-        await self._change_membership(pb.MembershipChange.ADD, member)
 
     async def remove_member(self, node_id: str) -> None:
         """Takes a manager's vote away. Leader only. Raises FailedPrecondition for the leader itself."""
@@ -257,8 +269,28 @@ class RaftNode:
                     await asyncio.sleep(JOIN_POLL_SECONDS)
 
     async def transfer_leadership(self, target: str) -> bool:
-        """Asks `target` to lead; False when it is not up to date."""
-        return self.core.transfer_leadership(target)
+        """Hands the lead to `target`; True once this manager no longer leads.
+
+        New writes wait meanwhile, or no target would ever be up to date under load.
+        False, within one election timeout, when it cannot be done.
+        """
+        if target not in self.core.members or target == self.node_id:
+            return False
+        self._handing_over += 1
+        try:
+            async with asyncio.timeout(self._settings.election_seconds_max):
+                asked = False
+                while self.core.state == LEADER:
+                    if not asked:
+                        asked = self.core.transfer_leadership(target)
+                    self._wake.set()
+                    await self._waiters.next_round()
+                return asked
+        except TimeoutError:
+            return False
+        finally:
+            self._handing_over -= 1
+            self._wake.set()
 
     # ---- PeerEvents
 
@@ -282,7 +314,7 @@ class RaftNode:
                 await self._round()
                 if self.core.was_removed:
                     return
-        except (OSError, SnapshotCorrupt, ValueError, RuntimeError) as error:
+        except Exception as error:
             self._failure = error
             raise RaftStopped(f"raft stopped: {error}") from error
         finally:
@@ -304,8 +336,9 @@ class RaftNode:
         inbox, self._inbox = self._inbox, deque()
         for event in inbox:
             event()
-        self.core.take_proposals(self._proposals)
-        self._files.journal.onOneSecondTimer()
+        if not (self._handing_over and self.core.state == LEADER):
+            self.core.take_proposals(self._proposals)
+        self._note_commit()
         self.core.replicate()
         if self.core.pending_install is not None:
             await self._install(*self.core.pending_install)
@@ -314,10 +347,18 @@ class RaftNode:
         self._release_messages()
         self.core.advance()
         self._release_messages_if_synced()
-        self._finish_reads()
-        self._announce()
-        if self._snapshot_task is None and self.core.snapshot_is_due():
+        self._update_peers()
+        self._waiters.round_done((self.is_leader, self.core.leader_id, self.core.term), self._not_leader())
+        is_due = self._snapshot_task is None and self.core.snapshot_is_due()
+        if is_due and asyncio.get_running_loop().time() >= self._snapshot_not_before:
             self._snapshot_task = asyncio.create_task(self._take_snapshot())
+
+    def _note_commit(self) -> None:
+        """Keeps the commit index beside what is written anyway: by itself it is not worth a sync."""
+        now = asyncio.get_running_loop().time()
+        if self._files.journal.dirty or now >= self._commit_note_due:
+            self._files.journal.onOneSecondTimer()
+            self._commit_note_due = now + COMMIT_NOTE_SECONDS
 
     def _on_core(self, event: Callable[[], None]) -> None:
         self._inbox.append(event)
@@ -347,7 +388,7 @@ class RaftNode:
 
         def verify_and_keep() -> Snapshot:
             snapshot = decode(data, f"the snapshot from manager {sender}")
-            self._files.snapshot_file.write(data)
+            self._keep_snapshot(snapshot.last_index, data)
             return snapshot
 
         try:
@@ -356,46 +397,35 @@ class RaftNode:
             log.error("snapshot refused", sender=sender, error=str(error))
             return
         assert isinstance(snapshot, Snapshot)
-        if self._snapshot_task is not None:
-            self._snapshot_task.cancel()
-            await asyncio.gather(self._snapshot_task, return_exceptions=True)
-            self._snapshot_task = None
         self.core.install(sender, snapshot)
 
     async def _take_snapshot(self) -> None:
-        header, encode = self.core.begin_snapshot()
-
-        def write() -> None:
-            members = list(header.members)
-            snapshot = Snapshot(header.last_index, header.last_term, members, encode())
-            self._files.snapshot_file.write(snapshot.encode())
-
         try:
-            await asyncio.to_thread(write)
-        except OSError as error:
-            log.error("snapshot not written", error=str(error))
+            header, encode = self.core.begin_snapshot()
+
+            def write() -> None:
+                members = list(header.members)
+                snapshot = Snapshot(header.last_index, header.last_term, members, encode())
+                self._keep_snapshot(header.last_index, snapshot.encode())
+
+            await self._in_snapshot_thread(write)
+        except Exception:
+            # The log grows until it works again: a full disk may be emptied by then.
+            log.exception("snapshot not written", again_in_seconds=SNAPSHOT_RETRY_SECONDS)
+            self._snapshot_not_before = asyncio.get_running_loop().time() + SNAPSHOT_RETRY_SECONDS
         else:
             self._on_core(lambda: self.core.finish_snapshot(header.last_index))
-        self._snapshot_task = None
+        finally:
+            self._snapshot_task = None
+
+    def _keep_snapshot(self, last_index: int, encoded: bytes) -> None:
+        """In a thread. One's own and the leader's may be written at once: the newer stays."""
+        with self._snapshot_lock:
+            if last_index > self._snapshot_kept:
+                self._files.snapshot_file.write(encoded)
+                self._snapshot_kept = last_index
 
     # ---- telling others
-
-    def _announce(self) -> None:
-        self._update_peers()
-        applied = self.core.applied_index
-        if self._applied_waiters:
-            for index, waiter in self._applied_waiters:
-                if index <= applied and not waiter.done():
-                    waiter.set_result(None)
-            self._applied_waiters = [w for w in self._applied_waiters if not w[1].done()]
-        leadership = (self.is_leader, self.core.leader_id, self.core.term)
-        if leadership != self._last_leadership:
-            self._last_leadership = leadership
-            self._changes += 1
-            waiters, self._change_waiters = self._change_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
 
     def _update_peers(self) -> None:
         peers = dict(self.core.peers)
@@ -403,25 +433,9 @@ class RaftNode:
             self._peers = peers
             self._transport.set_peers(peers)
 
-    def _finish_reads(self) -> None:
-        if not self._reads:
-            return
-        confirmed = self.core.confirmed_round() if self.core.state == LEADER else 0
-        waiting = []
-        for round_, index, done in self._reads:
-            if done.done():
-                continue
-            if self.core.state != LEADER:
-                done.set_exception(self._not_leader())
-            elif round_ <= confirmed and index <= self.core.applied_index:
-                done.set_result(None)
-            else:
-                waiting.append((round_, index, done))
-        self._reads = waiting
-
     async def _propose(self, command: bytes) -> object:
-        if self._failure is not None:
-            raise Unavailable(str(self._failure))
+        if self._is_stopped:
+            raise Unavailable(f"this manager is stopping: {self._failure or 'it no longer takes part'}")
         if not self.is_leader:
             raise self._not_leader()
         if len(self._proposals) >= PROPOSALS_MAX:
@@ -459,21 +473,18 @@ class RaftNode:
         return NotLeader(leader.address if leader is not None and is_other else "")
 
     async def _shut_down(self) -> None:
-        if self._snapshot_task is not None:
-            self._snapshot_task.cancel()
-            await asyncio.gather(self._snapshot_task, return_exceptions=True)
-        self._transport.set_peers({})
+        self._is_stopped = True
         for _, callback in self._proposals:
             callback(None, Outcome.NOT_LEADER)
         self._proposals.clear()
         self.core._answer_all_unknown()
-        for _, _, read in self._reads:
-            if not read.done():
-                read.set_exception(Unavailable("this manager is stopping"))
-        for waiter in self._change_waiters:
-            waiter.cancel()
-        for _, waiter in self._applied_waiters:
-            waiter.cancel()
-        if self._executor is not None:
-            await asyncio.to_thread(self._executor.shutdown)
+        self._waiters.stop()
+        self._waiters.leadership_is((False, None, self.core.term))
+        self._transport.set_peers({})
+        if self._snapshot_task is not None:
+            self._snapshot_task.cancel()
+            await asyncio.gather(self._snapshot_task, return_exceptions=True)
+        for executor in self._executors:
+            # What is being written is finished before the files are closed.
+            await asyncio.to_thread(executor.shutdown)
         self._files.journal.close()
