@@ -1,7 +1,7 @@
 """30 containers by Swarmlet and by `docker service create`, in turns, on the same engine.
 
-The engine must answer at the default socket and be in no swarm: for the time of the
-measurement it is made a swarm of one.
+The engine that answers must be in no swarm: for the time of the measurement it is made a
+swarm of one. Where none answers one is started, with root.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from docker.types import RestartPolicy, ServiceMode
 
-from benchmarks.harness import Board, Report, create, fresh_lab, remove, run, service_spec
+from benchmarks.harness import Board, Report, any_engine, create, fresh_lab, remove, run, service_spec
 from swarmlet.lab import containers, example
 from swarmlet.lab.cluster import Lab
 
@@ -83,6 +83,13 @@ def _containers_of(client: Any, label: str) -> list[Any]:
 
 
 async def measure(options: argparse.Namespace, report: Report) -> None:
+    with any_engine() as missing:
+        if missing:
+            raise SystemExit(f"cannot measure: {missing}")
+        await _compare(options, report)
+
+
+async def _compare(options: argparse.Namespace, report: Report) -> None:
     image = await asyncio.to_thread(example.image)
     ours: list[float] = []
     theirs: list[float] = []

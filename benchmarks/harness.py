@@ -10,10 +10,11 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -26,9 +27,10 @@ from rich.table import Table
 from swarmlet.api import pb
 from swarmlet.api.errors import FailedPrecondition, SwarmletError, Unavailable, UnknownOutcome
 from swarmlet.api.taskstate import is_running
-from swarmlet.lab import cluster, example
+from swarmlet.lab import cluster, containers, example
 from swarmlet.lab.client import NodeClient, told
 from swarmlet.lab.cluster import Lab
+from tests.engine.engine import EngineMissing, start_engine
 
 Object = TypeVar("Object")
 Answer = TypeVar("Answer")
@@ -118,6 +120,25 @@ async def fresh_lab(*, managers: int = 3, workers: int = 0, runtime: str = "proc
             yield made
         finally:
             await asyncio.to_thread(cluster.down, directory)
+
+
+@contextmanager
+def any_engine() -> Iterator[str]:
+    """Why there is no engine to measure with, or "" while there is: the machine's, or one of our own."""
+    if containers.engine_answers():
+        yield ""
+        return
+    with contextlib.ExitStack() as stack:
+        parent = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="swl-", dir="/tmp")))
+        (parent / "engine").mkdir()
+        try:
+            engine = stack.enter_context(start_engine(parent / "engine"))
+        except EngineMissing as reason:
+            yield str(reason)
+            return
+        os.environ["DOCKER_HOST"] = engine.url
+        stack.callback(os.environ.pop, "DOCKER_HOST")
+        yield ""
 
 
 class Board:

@@ -8,7 +8,7 @@ import os
 import signal
 from time import monotonic
 
-from benchmarks.harness import Board, Report, create, fresh_lab, run, service_spec
+from benchmarks.harness import Board, Report, any_engine, create, fresh_lab, run, service_spec
 from swarmlet.api import pb
 from swarmlet.lab import containers, example
 
@@ -16,15 +16,16 @@ REPLICAS = 3
 
 
 async def measure(options: argparse.Namespace, report: Report) -> None:
-    runtimes = ["process"]
-    if containers.engine_answers() and not options.process_only:
-        runtimes.append("docker")
-    for runtime in runtimes:
-        seconds = await _replacements(runtime, options.rounds)
-        how = "docker rm -f" if runtime == "docker" else "kill -9"
-        report.spread(f"{how} of a task: replacement running", seconds, p50=1.5, worst=1.5)
-    if "docker" not in runtimes:
-        report.rows.append(("docker rm -f of a task", "not measured: no engine answers", "", ""))
+    seconds = await _replacements("process", options.rounds)
+    report.spread("kill -9 of a task: replacement running", seconds, p50=1.5, worst=1.5)
+    if options.process_only:
+        return
+    with any_engine() as missing:
+        if missing:
+            report.rows.append(("docker rm -f of a task", "not measured", missing, ""))
+            return
+        seconds = await _replacements("docker", options.rounds)
+        report.spread("docker rm -f of a task: replacement running", seconds, p50=1.5, worst=1.5)
 
 
 async def _replacements(runtime: str, rounds: int) -> list[float]:

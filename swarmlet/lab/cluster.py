@@ -97,10 +97,10 @@ class Lab:
     async def kill(self, name: str) -> None:
         """Power loss: the daemon and all tasks of the node die at once."""
         node = self.layout.node(name)
-        await asyncio.to_thread(processes.stop_all, lambda: self.daemon_pids(name))
+        # The daemon first: it must not see its containers die.
+        await asyncio.to_thread(processes.kill_all, lambda: self.pids(name))
         if self.layout.runtime == "docker" and node.node_id:
             await asyncio.to_thread(containers.kill, node.node_id)
-        await asyncio.to_thread(processes.kill_all, lambda: self.pids(name))
 
     async def pause(self, name: str) -> None:
         """Freezes every process of the node. Raises FailedPrecondition when it has none."""

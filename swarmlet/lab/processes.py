@@ -131,16 +131,24 @@ def spawn(
 
 async def ended(process: subprocess.Popen[bytes]) -> int:
     """Waits for the end of a process that this one started; returns its exit status."""
+    await gone(process.pid)
+    return process.wait()
+
+
+async def gone(pid: int) -> None:
+    """Waits for the end of any process."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
-    descriptor = os.pidfd_open(process.pid)
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     loop.add_reader(descriptor, readable.set)
     try:
         await readable.wait()
     finally:
         loop.remove_reader(descriptor)
         os.close(descriptor)
-    return process.wait()
 
 
 def reap() -> None:

@@ -105,12 +105,12 @@ class Commands:
 
 
 @contextmanager
-def running_lab(*options: str) -> Iterator[Commands]:
+def running_lab(*options: str, runtime: str = "process") -> Iterator[Commands]:
     """A lab in a short path (unix sockets); nothing of it is left afterwards."""
     parent = Path(tempfile.mkdtemp(prefix="swe2e-", dir="/tmp"))
     commands = Commands(parent / "lab")
     try:
-        commands.lab("up", "--runtime", "process", *options)
+        commands.lab("up", "--runtime", runtime, *options)
         commands.use_live_manager()
         yield commands
     finally:
