@@ -3,7 +3,8 @@
 `wait_for_service` is called after a create, update, scale or rollback. It follows
 the Watch stream; `Convergence` judges what it says and is free of I/O. An update has
 converged when the cluster says that its rollout is over (which includes the
-monitoring period); anything else as soon as every task runs.
+monitoring period); anything else once every task has run for a moment, so that a
+command that exits at once is told as what it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import click
 import grpc
 
 from swarmlet.api import pb
-from swarmlet.api.taskstate import is_terminal
+from swarmlet.api.taskstate import is_terminal, is_wanted
 from swarmlet.cli.command import CliError
 from swarmlet.cli.screen import Display, display_for
 from swarmlet.cli.values import ellipsis, short_id
@@ -31,6 +32,8 @@ BARS_MAX = 20
 """Services with more tasks than this get the overall line alone."""
 TICK_SECONDS = 1.0
 """How often a countdown is redrawn while nothing changes."""
+STABLE_SECONDS = 1.0
+"""How long all tasks must run before that counts, and a missing one be missing (Docker: 5 s)."""
 
 _STEPS = {
     pb.TASK_STATE_NEW: 1,
@@ -65,6 +68,7 @@ class Convergence:
         self._service: pb.Service | None = None
         self._tasks: dict[str, pb.Task] = {}
         self._converged_at: float | None = None
+        self._given_up_since: float | None = None
         self._slots: dict[int, int] = {}
         self._rolled = False
         self._rollback_told = False
@@ -112,8 +116,12 @@ class Convergence:
         if state in _ROLLING:
             self._verify(service, now_seconds, all_run)
             return False
+        if not self._rolled:
+            self._check_given_up(service, now_seconds)
+            if not self._is_stable(now_seconds, all_run):
+                return False
         # A rollout that ended with failures it was told to tolerate is over as well.
-        if not all_run and not (self._rolled and state == pb.UPDATE_STATE_COMPLETED):
+        if not all_run and state != pb.UPDATE_STATE_COMPLETED:
             return False
         if all_run:
             self._display.show("verify", "Service converged")
@@ -122,19 +130,52 @@ class Convergence:
         return True
 
     def _verify(self, service: pb.Service, now_seconds: float, all_run: bool) -> None:
+        config = service.spec.update_config
+        monitor_ns = config.monitor_ns if config.HasField("monitor_ns") else _MONITOR_NS_DEFAULT
+        self._count_down(now_seconds, all_run, monitor_ns / 1e9)
+
+    def _is_stable(self, now_seconds: float, all_run: bool) -> bool:
+        return self._count_down(now_seconds, all_run, STABLE_SECONDS) <= 0
+
+    def _count_down(self, now_seconds: float, all_run: bool, seconds: float) -> float:
+        """How much of `seconds` of all tasks running is left; shows it."""
         if not all_run:
             if self._converged_at is not None:
                 self._display.show("verify", "Detected task failure")
             self._converged_at = None
-            return
+            return seconds
         if self._converged_at is None:
             self._converged_at = now_seconds
-        config = service.spec.update_config
-        monitor_ns = config.monitor_ns if config.HasField("monitor_ns") else _MONITOR_NS_DEFAULT
-        left = max(1, round(monitor_ns / 1e9 - (now_seconds - self._converged_at)))
-        self._display.show(
-            "verify", f"Waiting {left} seconds to verify that tasks are stable...", is_countdown=True
-        )
+        left = seconds - (now_seconds - self._converged_at)
+        if left > 0:
+            shown = max(1, round(left))
+            self._display.show(
+                "verify", f"Waiting {shown} seconds to verify that tasks are stable...", is_countdown=True
+            )
+        return left
+
+    def _check_given_up(self, service: pb.Service, now_seconds: float) -> None:
+        """Raises CliError once a slot's task has failed and nothing takes its place."""
+        current = [t for t in self._tasks.values() if is_up_to_date(t, service)]
+        wanted = {(t.slot, t.slot or t.node_id) for t in current if is_wanted(t)}
+        failed = [
+            t
+            for t in current
+            if t.status.state in (pb.TASK_STATE_FAILED, pb.TASK_STATE_REJECTED)
+            and (t.slot, t.slot or t.node_id) not in wanted
+            and t.slot <= service.spec.mode.replicated.replicas
+        ]
+        if not failed:
+            self._given_up_since = None
+            return
+        if self._given_up_since is None:
+            self._given_up_since = now_seconds
+        if now_seconds - self._given_up_since >= STABLE_SECONDS:
+            task = max(failed, key=lambda t: (t.created_at.seconds, t.created_at.nanos))
+            raise CliError(
+                f"service {service.spec.name} did not converge: {task.name} failed and is not restarted: "
+                f"{task.status.err}"
+            )
 
     def _look_at_tasks(self, service: pb.Service, is_rollback: bool) -> bool:
         current = [t for t in self._tasks.values() if is_up_to_date(t, service)]

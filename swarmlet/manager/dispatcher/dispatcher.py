@@ -66,7 +66,7 @@ class Dispatcher:
             confirmed_revision=self._confirmed_revision,
             release=self._release_shutdown,
         )
-        self._statuses = StatusWriter(store, batch_seconds=status_batch_seconds)
+        self._statuses = StatusWriter(store, now=now, batch_seconds=status_batch_seconds)
         self._liveness = Liveness(
             store, now=now, period_seconds=self._period_seconds, went_down=self._node_went_down
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import structlog
 
@@ -33,8 +34,9 @@ class Report:
 class StatusWriter:
     """Collects reports of all sessions; `run` commits them."""
 
-    def __init__(self, store: Store, *, batch_seconds: float) -> None:
+    def __init__(self, store: Store, *, now: Callable[[], datetime], batch_seconds: float) -> None:
         self._store = store
+        self._now = now
         self._batch_seconds = batch_seconds
         self._reports: list[Report] = []
         self._wake = asyncio.Event()
@@ -74,7 +76,8 @@ class StatusWriter:
                 earlier = latest.get(key)
                 if earlier is None or taskstate.may_move(earlier.state, update.status.state):
                     latest[key] = update.status
-        units = [_unit(node_id, task_id, status) for (node_id, task_id), status in latest.items()]
+        now = self._now()
+        units = [_unit(node_id, task_id, status, now) for (node_id, task_id), status in latest.items()]
         await self._store.batch(units)
         waiting = []
         for report in reports:
@@ -96,7 +99,7 @@ def _accepts(task: pb.Task | None, node_id: str, status: pb.TaskStatus) -> bool:
     return taskstate.may_move(task.status.state, status.state) and task.status != status
 
 
-def _unit(node_id: str, task_id: str, status: pb.TaskStatus) -> Callable[[Transaction], None]:
+def _unit(node_id: str, task_id: str, status: pb.TaskStatus, now: datetime) -> Callable[[Transaction], None]:
     def edit(transaction: Transaction) -> None:
         task = transaction.get(pb.Task, task_id)
         if task is None or not _accepts(task, node_id, status):
@@ -104,6 +107,9 @@ def _unit(node_id: str, task_id: str, status: pb.TaskStatus) -> Callable[[Transa
         changed = pb.Task()
         changed.CopyFrom(task)
         changed.status.CopyFrom(status)
+        if status.state == pb.TASK_STATE_RUNNING and not changed.HasField("running_since"):
+            # By the managers' clock: an agent's may be hours off, and a monitor must not be.
+            changed.running_since.FromDatetime(now)
         transaction.update(changed)
 
     return edit

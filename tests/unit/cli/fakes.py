@@ -36,7 +36,7 @@ class FakeDaemon:
         self.cluster = pb.Cluster(id="cluster")
         self.info = pb.SwarmInfoResponse(node_id=NODE_IDS[0])
         self.watch: list[pb.WatchResponse] = []
-        self.watch_stays_open = False
+        self.watch_stays_open = True
         self.logs: list[pb.ServiceLogsResponse] = []
         self.requests: list[Any] = []
         self.failures: dict[str, list[tuple[grpc.StatusCode, str]]] = {}

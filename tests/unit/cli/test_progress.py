@@ -104,7 +104,8 @@ def test_what_a_follower_still_shows_of_before_the_change_does_not_count() -> No
     watched = Watched(minimum_version=6)
 
     early = watched.see(service(replicas=1, version=5), task(1), snapshot=True)
-    late = watched.see(service(replicas=1, version=6))
+    watched.see(service(replicas=1, version=6), after=5)
+    late = watched.see(after=1)
 
     assert (early, late) == (False, True)
 
@@ -142,12 +143,14 @@ def test_global_service_converges_when_every_node_runs_its_task() -> None:
         task(0, pb.TASK_STATE_STARTING, identifier="b", node=NODE_IDS[1]),
     )
     both = watched.see(task(0, identifier="b", node=NODE_IDS[1]))
+    stable = watched.see(after=1)
 
-    assert (nothing, one, both) == (False, False, True)
+    assert (nothing, one, both, stable) == (False, False, False, True)
     assert watched.text == lines(
         "overall progress: waiting for new tasks",
         "overall progress: 1 out of 2 tasks",
         "overall progress: 2 out of 2 tasks",
+        "verify: Waiting 1 seconds to verify that tasks are stable...",
         "verify: Service converged",
     )
 
@@ -155,12 +158,34 @@ def test_global_service_converges_when_every_node_runs_its_task() -> None:
 def test_more_than_twenty_tasks_have_no_lines_of_their_own() -> None:
     watched = Watched()
 
-    done = watched.see(
-        service(replicas=25), *(task(n, identifier=f"t{n}x") for n in range(1, 26)), snapshot=True
-    )
+    watched.see(service(replicas=25), *(task(n, identifier=f"t{n}x") for n in range(1, 26)), snapshot=True)
+    done = watched.see(after=1)
 
     assert done
-    assert watched.text == lines("overall progress: 25 out of 25 tasks", "verify: Service converged")
+    assert watched.text == lines(
+        "overall progress: 25 out of 25 tasks",
+        "verify: Waiting 1 seconds to verify that tasks are stable...",
+        "verify: Service converged",
+    )
+
+
+def test_command_that_exits_at_once_is_no_convergence() -> None:
+    watched = Watched()
+    watched.see(service(replicas=1), task(1), snapshot=True)
+
+    done = watched.see(task(1, pb.TASK_STATE_FAILED, err="task: non-zero exit (3)"), after=0.3)
+
+    assert not done
+    assert watched.text.endswith(lines("1/1: task: non-zero exit (3)", "verify: Detected task failure"))
+
+
+def test_failure_that_nothing_replaces_ends_the_wait() -> None:
+    watched = Watched()
+    failed = task(1, pb.TASK_STATE_FAILED, desired=pb.TASK_STATE_SHUTDOWN, err="task: non-zero exit (3)")
+    watched.see(service(replicas=1), failed, snapshot=True)
+
+    with pytest.raises(CliError, match=r"failed and is not restarted: task: non-zero exit \(3\)"):
+        watched.see(after=1)
 
 
 def test_scaling_leaves_tasks_of_the_revision_before_up_to_date() -> None:

@@ -52,13 +52,13 @@ def test_create_prints_the_id_and_the_way_to_convergence(daemon: FakeDaemon) -> 
         "3/3:  ",
         "overall progress: 1 out of 3 tasks",
         "overall progress: 3 out of 3 tasks",
+        "verify: Waiting 1 seconds to verify that tasks are stable...",
         "verify: Service converged",
     )
 
 
 def test_interrupted_wait_leaves_the_operation_going(daemon: FakeDaemon) -> None:
     daemon.watch = [seen(service(replicas=1), snapshot=True)]
-    daemon.watch_stays_open = True
     command = [sys.executable, "-m", "swarmlet", "-H", str(daemon.socket), "service", "create", "nginx"]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -147,6 +147,7 @@ def test_scale_waits_for_what_it_changed_itself(daemon: FakeDaemon) -> None:
         "1/2:  ",
         "2/2:  ",
         "overall progress: 2 out of 2 tasks",
+        "verify: Waiting 1 seconds to verify that tasks are stable...",
         "verify: Service converged",
     )
 
