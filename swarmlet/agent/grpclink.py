@@ -20,8 +20,7 @@ import structlog
 from swarmlet.api import pb
 from swarmlet.api.errors import NotLeader, SwarmletError, Unavailable, from_code
 from swarmlet.api.v1 import dispatcher_pb2_grpc
-
-LEADER_TRAILER = "swarmlet-leader"
+from swarmlet.api.wire import LEADER_TRAILER
 
 _Call = grpc.aio.StreamStreamCall[pb.AgentMessage, pb.ManagerMessage]
 

@@ -22,7 +22,6 @@ import ipaddress
 import logging
 import math
 import os
-import re
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable
@@ -34,6 +33,7 @@ from aiohttp import web
 from google.protobuf.message import DecodeError
 
 from swarmlet.api import pb
+from swarmlet.api.addresses import split_address
 from swarmlet.api.errors import (
     InvalidArgument,
     PermissionDenied,
@@ -49,7 +49,6 @@ from swarmlet.ca.root import MANAGER_NAME, join_certificates, root_digest, split
 log = structlog.get_logger(__name__)
 
 # Docker's, when an address to join names no port.
-DEFAULT_PORT = 2377
 PORT_OFFSET = 1
 BODY_BYTES_MAX = 64 * 1024
 
@@ -67,7 +66,6 @@ _FAILURES_BURST = 10
 _FAILURES_PER_SECOND = 1.0
 _FAILURES_PEERS_MAX = 4096
 _ERROR_TEXT_MAX = 500
-_HOST = re.compile(r"[A-Za-z0-9._%:-]+")
 
 Issue = Callable[[pb.IssueCertificateRequest, str], Awaitable[pb.IssueCertificateResponse]]
 
@@ -175,7 +173,9 @@ async def join(
     manager raised.
     """
     parsed = tokens.parse(token)
-    host, port = _split_address(address)
+    host, port = split_address(address)
+    if port + PORT_OFFSET > 65535:
+        raise InvalidArgument(f"invalid address {address!r}: nodes join at the port after {port}")
     client = _Client(host, port + PORT_OFFSET, shown_as=address.strip())
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -337,28 +337,6 @@ def _verified(
     if (identity.node_id, identity.role, identity.cluster_id) != stated:
         raise Unavailable(f"the manager at {address} answered with the certificate of another node")
     return identity
-
-
-def _split_address(address: str) -> tuple[str, int]:
-    """Host and port of HOST, HOST:PORT, [IPv6] or [IPv6]:PORT. Raises InvalidArgument."""
-    text = address.strip()
-    if text.startswith("["):
-        host, closed, rest = text[1:].partition("]")
-        is_split = bool(closed) and (not rest or rest.startswith(":"))
-        port_text = rest[1:] if rest else str(DEFAULT_PORT)
-    else:
-        host, separator, port_text = text.partition(":")
-        is_split = True
-        port_text = port_text if separator else str(DEFAULT_PORT)
-    is_port = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
-    if not is_split or not _HOST.fullmatch(host) or not is_port:
-        raise InvalidArgument(
-            f"invalid address {address!r}: expected HOST:PORT, such as 10.0.0.1:{DEFAULT_PORT}"
-        )
-    port = int(port_text)
-    if not 1 <= port <= 65535 - PORT_OFFSET:
-        raise InvalidArgument(f"invalid address {address!r}: the port must be 1 to {65535 - PORT_OFFSET}")
-    return host, port
 
 
 def _unverified_context() -> ssl.SSLContext:

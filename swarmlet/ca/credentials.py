@@ -13,19 +13,18 @@ import grpc
 import grpc.aio
 import structlog
 
+from swarmlet.api.wire import MESSAGE_OPTIONS
 from swarmlet.ca.identity import Identity
 
 log = structlog.get_logger(__name__)
 
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 KEEPALIVE_PERIOD_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 3_000
 
 Options = Sequence[tuple[str, int]]
 
 _BOTH_SIDES: Options = (
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    *MESSAGE_OPTIONS,
     ("grpc.keepalive_time_ms", KEEPALIVE_PERIOD_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -26,6 +26,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
 from swarmlet.api.v1.control_pb2_grpc import ControlStub, LocalSwarmStub
+from swarmlet.api.wire import MESSAGE_OPTIONS
 
 if TYPE_CHECKING:
     from swarmlet.cli.options import GlobalOptions
@@ -34,7 +35,6 @@ ATTEMPT_SECONDS_MAX = 12.0
 """One attempt's share of the timeout, a little more than a daemon takes to say that it has no leader."""
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 1.0
-MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 
 _GRPC_DEADLINE = "Deadline Exceeded"
 """gRPC's own words, when it was this side that stopped waiting."""
@@ -118,8 +118,7 @@ class Client:
         self._channel = grpc.insecure_channel(
             f"unix:{address.path}",
             options=[
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+                *MESSAGE_OPTIONS,
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
                 ("grpc.default_authority", "localhost"),

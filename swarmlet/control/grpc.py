@@ -17,12 +17,11 @@ import structlog
 from swarmlet.api import pb
 from swarmlet.api.errors import NotLeader, SwarmletError, Unavailable, UnknownOutcome, from_code
 from swarmlet.api.v1 import control_pb2_grpc
+from swarmlet.api.wire import LEADER_TRAILER
 from swarmlet.control.interface import ControlInterface
 
 log = structlog.get_logger(__name__)
 
-LEADER_TRAILER = "swarmlet-leader"
-"""On a refusal with NotLeader: the leader's host:port, empty while there is none."""
 ANSWER_TRAILER = "swarmlet-answer"
 """On every error that Control itself gave, as against one that gRPC made of a lost connection."""
 INTERNAL_ERROR = "internal error; see the daemon's log"

@@ -8,9 +8,9 @@ from datetime import timedelta
 from cryptography.hazmat.primitives import serialization
 
 from swarmlet.api import pb
+from swarmlet.api.addresses import host_of
 from swarmlet.ca import tokens
 from swarmlet.ca.root import NODE_LIFETIME, RootCA, split_certificates
-from swarmlet.control.addresses import host_of
 from swarmlet.control.clusters import DEFAULT_NAME, validate_cluster_spec
 from swarmlet.store.store import Store, Transaction
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import psutil
 
+from swarmlet.api.addresses import is_unspecified, join_address, split_address
 from swarmlet.api.errors import InvalidArgument
-from swarmlet.node.config import is_unspecified, join_address, split_address
 
 
 def advertise_address(requested: str, listen_addr: str) -> str:

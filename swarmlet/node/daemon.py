@@ -18,6 +18,7 @@ import structlog
 
 from swarmlet import __version__
 from swarmlet.api import pb
+from swarmlet.api.addresses import split_address
 from swarmlet.api.errors import FailedPrecondition, SwarmletError, Unavailable
 from swarmlet.api.ids import new_id
 from swarmlet.api.v1 import control_pb2_grpc
@@ -30,7 +31,7 @@ from swarmlet.control.grpc import ControlServicer
 from swarmlet.control.initial import write_initial_cluster
 from swarmlet.control.interface import ControlInterface
 from swarmlet.node.advertise import advertise_address
-from swarmlet.node.config import DaemonConfig, split_address
+from swarmlet.node.config import DaemonConfig
 from swarmlet.node.localswarm import LocalSwarmServicer
 from swarmlet.node.logs import configure_logging
 from swarmlet.node.runtimes import choose_runtime

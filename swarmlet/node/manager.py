@@ -16,6 +16,7 @@ import grpc
 import structlog
 
 from swarmlet.api import pb
+from swarmlet.api.addresses import join_address, split_address
 from swarmlet.api.errors import FailedPrecondition, NotLeader, SwarmletError, Unavailable, from_code
 from swarmlet.api.v1 import ca_pb2_grpc, control_pb2_grpc, dispatcher_pb2_grpc, raft_pb2_grpc
 from swarmlet.ca.authorize import RoleInterceptor, peer_of
@@ -31,7 +32,7 @@ from swarmlet.manager.dispatcher.dispatcher import Dispatcher
 from swarmlet.manager.dispatcher.grpc import DispatcherService
 from swarmlet.manager.logbroker import LogBroker
 from swarmlet.manager.reconcile import ReconcileLoop
-from swarmlet.node.config import DaemonConfig, join_address, split_address
+from swarmlet.node.config import DaemonConfig
 from swarmlet.node.managers import ManagerKeeper
 from swarmlet.node.membership import MembershipServicer, abort
 from swarmlet.node.statedir import StateDir

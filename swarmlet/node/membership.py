@@ -11,10 +11,10 @@ import structlog
 from swarmlet.api import pb
 from swarmlet.api.errors import NotLeader, SwarmletError, Unavailable, from_code
 from swarmlet.api.v1 import raft_pb2_grpc
+from swarmlet.api.wire import LEADER_TRAILER
 from swarmlet.ca.authorize import peer_of
 from swarmlet.raft.node import RaftNode
 
-LEADER_TRAILER = "swarmlet-leader"
 REDIRECTS_MAX = 5
 JOIN_SECONDS_MAX = 70.0
 LEAVE_SECONDS_MAX = 5.0

@@ -20,6 +20,7 @@ import structlog
 from swarmlet.agent.agent import Agent
 from swarmlet.agent.grpclink import GrpcLink
 from swarmlet.api import pb
+from swarmlet.api.addresses import split_address
 from swarmlet.api.errors import NotFound, SwarmletError, Unavailable, from_code
 from swarmlet.api.ids import new_id
 from swarmlet.api.v1 import ca_pb2_grpc
@@ -27,7 +28,7 @@ from swarmlet.ca.credentials import channel
 from swarmlet.ca.identity import Identity, new_key_and_csr
 from swarmlet.ca.root import MANAGER_NAME
 from swarmlet.network.embedded import EmbeddedProxy
-from swarmlet.node.config import DaemonConfig, split_address
+from swarmlet.node.config import DaemonConfig
 from swarmlet.node.manager import Manager
 from swarmlet.node.membership import join_group, leave_group
 from swarmlet.node.statedir import Membership, StateDir

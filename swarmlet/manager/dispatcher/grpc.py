@@ -13,12 +13,10 @@ import grpc.aio
 from swarmlet.api import pb
 from swarmlet.api.errors import NotLeader, SwarmletError
 from swarmlet.api.v1 import dispatcher_pb2_grpc
+from swarmlet.api.wire import LEADER_TRAILER
 from swarmlet.ca.authorize import peer_of
 from swarmlet.manager.dispatcher.dispatcher import Dispatcher
 from swarmlet.manager.logbroker import LogBroker
-
-LEADER_TRAILER = "swarmlet-leader"
-"""Trailer that carries the leader's address when this manager does not lead."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

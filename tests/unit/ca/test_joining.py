@@ -369,7 +369,7 @@ async def test_another_https_server_is_not_a_manager(answer: dict[str, Any]) -> 
 
 IMPOSSIBLE_ADDRESSES = """
 :2377 host: host:port host:0 host:65535 host:99999 host:² tcp://host:2377 a,b:1
-[::1 [::1]2377 ::1 host:2377/x user@host:1
+[::1 [::1]2377 host:2377/x user@host:1
 """
 
 

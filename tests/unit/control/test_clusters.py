@@ -10,7 +10,6 @@ from swarmlet.api import pb
 from swarmlet.api.errors import Conflict, InvalidArgument, Unavailable
 from swarmlet.ca import tokens
 from swarmlet.ca.root import RootCA
-from swarmlet.control.addresses import host_of
 from swarmlet.control.initial import write_initial_cluster
 from swarmlet.store.store import Store
 from tests.builders import NOW, make_store
@@ -110,21 +109,6 @@ async def test_an_init_that_is_repeated_keeps_the_first_cluster() -> None:
 async def test_an_init_with_impossible_options_is_refused(options: dict[str, int], text: str) -> None:
     with pytest.raises(InvalidArgument, match=f"^{text}$"):
         await initialise(make_store(), **options)
-
-
-@pytest.mark.parametrize(
-    ("address", "host"),
-    [
-        ("10.0.0.1:2377", "10.0.0.1"),
-        ("10.0.0.1", "10.0.0.1"),
-        ("[fd00::1]:2377", "fd00::1"),
-        ("fd00::1", "fd00::1"),
-        ("manager:2377", "manager"),
-        ("", ""),
-    ],
-)
-def test_the_host_of_an_address(address: str, host: str) -> None:
-    assert host_of(address) == host
 
 
 # ---- reads
