@@ -23,6 +23,8 @@ QUEUE_BYTES_MAX = 64 << 20
 RECONNECT_SECONDS_MIN = 0.05
 RECONNECT_SECONDS_MAX = 0.5
 CONNECT_SECONDS_MAX = 2.0
+OPEN_KEY, OPEN_VALUE = "raft-stream", "open"
+"""Initial metadata by which the server says that it reads; a call that failed has none."""
 
 ChannelFactory = Callable[[str, str], grpc.aio.Channel]
 """(node id, address) -> a mutually authenticated channel that accepts only that node."""
@@ -40,6 +42,7 @@ class GrpcTransport:
         self._rng = rng
         self._events: PeerEvents | None = None
         self._links: dict[str, _Link] = {}
+        self._stopping: set[asyncio.Task[None]] = set()
 
     def attach(self, events: PeerEvents) -> None:
         self._events = events
@@ -47,7 +50,7 @@ class GrpcTransport:
     def set_peers(self, peers: Mapping[str, str]) -> None:
         assert self._events is not None
         for peer in [p for p, link in self._links.items() if peers.get(p) != link.address]:
-            self._links.pop(peer).stop()
+            self._stop(self._links.pop(peer))
         for peer, address in peers.items():
             if peer not in self._links:
                 self._links[peer] = _Link(peer, address, self._connect, self._events, self._rng)
@@ -57,11 +60,16 @@ class GrpcTransport:
         if link is not None:
             link.send(message)
 
+    def _stop(self, link: _Link) -> None:
+        link.task.cancel()
+        self._stopping.add(link.task)
+        link.task.add_done_callback(self._stopping.discard)
+
     async def close(self) -> None:
         links, self._links = list(self._links.values()), {}
         for link in links:
-            link.stop()
-        await asyncio.gather(*(link.task for link in links), return_exceptions=True)
+            self._stop(link)
+        await asyncio.gather(*self._stopping, return_exceptions=True)
 
 
 class _Link:
@@ -80,12 +88,9 @@ class _Link:
         self._overflowed = asyncio.Event()
         self.task = asyncio.create_task(self._run(), name=f"raft-link-{peer}")
 
-    def stop(self) -> None:
-        self.task.cancel()
-
     def send(self, message: pb.RaftMessage) -> None:
         queue = self._queue
-        if queue is None:
+        if queue is None or self._overflowed.is_set():
             return
         self._queued_bytes += message.ByteSize()
         if queue.qsize() >= QUEUE_MESSAGES_MAX or self._queued_bytes > QUEUE_BYTES_MAX:
@@ -105,6 +110,9 @@ class _Link:
                 log.debug("peer not reached", peer=self.peer, address=self.address, code=error.code().name)
             except TimeoutError:
                 log.debug("peer does not answer", peer=self.peer, address=self.address)
+            except Exception:
+                # Whatever it was, a manager that is never called again is worse.
+                log.exception("connection to peer failed", peer=self.peer, address=self.address)
             await asyncio.sleep(delay * self._rng.uniform(0.5, 1.0))
             delay = min(delay * 2, RECONNECT_SECONDS_MAX)
 
@@ -114,7 +122,10 @@ class _Link:
         call = stub.Stream()  # type: ignore[call-arg]  # written to, not given an iterator
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                await call.initial_metadata()
+                metadata = await call.initial_metadata()
+            if (OPEN_KEY, OPEN_VALUE) not in tuple(metadata):
+                log.debug("peer not reached", peer=self.peer, address=self.address)
+                return False
             self._queue, self._queued_bytes = queue, 0
             self._overflowed.clear()
             self._events.on_connected(self.peer)
@@ -167,7 +178,7 @@ class RaftServicer(raft_pb2_grpc.RaftServicer):
         peer = self._peer_of(context)
         this_call = object()
         self._current[peer] = this_call
-        await context.send_initial_metadata(())
+        await context.send_initial_metadata(((OPEN_KEY, OPEN_VALUE),))
         try:
             async for message in request_iterator:
                 if self._current.get(peer) is not this_call:
