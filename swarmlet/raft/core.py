@@ -25,7 +25,8 @@ What differs from PySyncObj 0.3.17, by the defect it would otherwise have:
   - votes are a set of voters, and only members' votes count;
   - pre-vote and leader stickiness: a node that returns, or hears nobody, does not
     depose a leader that a majority hears;
-  - a leader that a majority does not answer steps down.
+  - a leader that a majority does not answer steps down;
+  - a group made anew from one manager takes nothing from what is left of the old one.
 """
 
 from __future__ import annotations
@@ -49,12 +50,17 @@ class Core(Leading, Following):
 
     def receive(self, sender: str, message: pb.RaftMessage) -> None:
         kind = message.WhichOneof("message")
+        if kind != "removed" and self._is_of_a_former_group(sender, message.generation):
+            if self.leads:
+                self._note_contact(sender, message.sender_address)
+                self._send(sender, removed=pb.Removed())
+            return
         if kind == "request_vote":
             self._on_request_vote(sender, message.term, message.sender_address, message.request_vote)
         elif kind == "vote_reply":
             self._on_vote_reply(sender, message.term, message.vote_reply)
         elif kind == "removed":
-            self._on_removed(message.term)
+            self._on_removed(message.term, message.generation)
         elif message.term < self.term:
             if kind in ("append_entries", "snapshot_chunk"):
                 # Tells a leader of the past that its time is over.
@@ -73,6 +79,11 @@ class Core(Leading, Following):
             self._on_snapshot_reply(sender, message.snapshot_reply)
         elif kind == "timeout_now" and sender == self.leader_id:
             self._start_election(transfer=True)
+
+    def _is_of_a_former_group(self, sender: str, generation: int) -> bool:
+        # A learner, and a member that is new here, read about the generation in the log later.
+        is_known = sender in self.members or sender in self._learners
+        return generation < self.generation and not is_known
 
     def advance(self) -> None:
         """Commits, applies, answers callers, steps down or campaigns. Only what is on disk is counted."""

@@ -98,9 +98,9 @@ class Elections(EngineState):
             self.leads and sender not in self._learners and self._configurations[-1][0] <= self.commit_index
         )
 
-    def _on_removed(self, term: int) -> None:
-        # One who was let in again since has heard of a later term.
-        if term >= self.term:
+    def _on_removed(self, term: int, generation: int) -> None:
+        # One who was let in again since has heard of a later term, or of the newer group.
+        if generation > self.generation or (term >= self.term and generation == self.generation):
             self.was_removed = True
 
     def _on_vote_reply(self, sender: str, term: int, reply: pb.VoteReply) -> None:

@@ -150,7 +150,7 @@ class EngineState(SyncObj):  # type: ignore[misc]
         self._machine = machine
         self._settings = settings
         self._rng = rng
-        self._send_message = send
+        self._transmit = send
         self._read_snapshot = read_snapshot
         self._journal = journal
         self._votes: set[str] = set()
@@ -171,6 +171,7 @@ class EngineState(SyncObj):  # type: ignore[misc]
         self._snapshot_index = snapshot.last_index if snapshot else 1
         self.was_removed = False
         _fit_log_to_snapshot(journal, snapshot)
+        self.generation = snapshot.generation if snapshot else 0
         base = {m.node_id: m.address for m in snapshot.members} if snapshot else {}
         self._configurations: list[tuple[int, dict[str, str]]] = [(self._snapshot_index, base)]
         self._start_engine(journal)
@@ -295,7 +296,10 @@ class EngineState(SyncObj):  # type: ignore[misc]
             return False
         change = pb.MembershipChange.FromString(command[1:])
         members = dict(self.members)
-        if change.action == pb.MembershipChange.REMOVE:
+        if change.action == pb.MembershipChange.RESET:
+            members = {change.member.node_id: change.member.address}
+            self.generation = max(self.generation, change.generation)
+        elif change.action == pb.MembershipChange.REMOVE:
             members.pop(change.member.node_id, None)
         else:
             members[change.member.node_id] = change.member.address
@@ -335,6 +339,10 @@ class EngineState(SyncObj):  # type: ignore[misc]
     def _send(self, peer: str, *, after_sync: bool = True, **content: object) -> None:
         message = pb.RaftMessage(term=self.term, **content)  # type: ignore[arg-type]
         self._send_message(peer, message, after_sync or self._journal.term_pending)
+
+    def _send_message(self, peer: str, message: pb.RaftMessage, after_sync: bool) -> None:
+        message.generation = self.generation
+        self._transmit(peer, message, after_sync)
 
     @property
     def _own_address(self) -> str:
@@ -384,6 +392,7 @@ class EngineState(SyncObj):  # type: ignore[misc]
             last_index=index,
             last_term=entry[2],
             members=[pb.RaftMember(node_id=k, address=v) for k, v in members.items()],
+            generation=self.generation,
         )
         self._bytes_since_snapshot = 0
         return header, self._machine.snapshot()

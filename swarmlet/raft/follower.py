@@ -101,6 +101,7 @@ class Following(Elections):
         self._SyncObj__raftLastApplied = snapshot.last_index
         self._set_commit(snapshot.last_index)
         self._snapshot_index = snapshot.last_index
+        self.generation = max(self.generation, snapshot.generation)
         self._bytes_since_snapshot = 0
         self._incoming = None
         for passed in [i for i in self._waiting if i <= snapshot.last_index]:

@@ -28,6 +28,7 @@ from swarmlet.api.errors import (
     UnknownOutcome,
 )
 from swarmlet.raft.agreement import StateMachine
+from swarmlet.raft.contact import Contact
 from swarmlet.raft.core import Core
 from swarmlet.raft.engine import DATA, LEADER, MEMBERSHIP, NOOP, Outcome, ProposalCallback, RaftSettings
 from swarmlet.raft.files import sync_directory
@@ -147,6 +148,7 @@ class RaftNode:
         self._settings = settings
         self._peers: Mapping[str, str] = {}
         self._waiters = Waiters(self.core)
+        self._contact = Contact(silence_seconds=2 * settings.election_seconds_max)
 
     def _new_thread(self, name: str) -> Callable[[Callable[[], object]], Awaitable[object]]:
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -189,6 +191,11 @@ class RaftNode:
 
     def reachable(self) -> frozenset[str]:
         return self.core.answering() if self.core.state == LEADER else frozenset()
+
+    def unreachable(self) -> Mapping[str, float]:
+        return self._contact.unreachable(
+            (m for m in self.core.members if m != self.node_id), self.core._now()
+        )
 
     async def propose(self, data: bytes) -> object:
         return await self._propose(DATA + data)
@@ -295,12 +302,15 @@ class RaftNode:
     # ---- PeerEvents
 
     def on_message(self, peer: str, message: pb.RaftMessage) -> None:
+        self._contact.heard(peer, self.core._now())
         self._on_core(lambda: self.core.receive(peer, message))
 
     def on_connected(self, peer: str) -> None:
+        self._contact.connected(peer, self.core._now())
         self._on_core(lambda: self.core.peer_connected(peer))
 
     def on_disconnected(self, peer: str) -> None:
+        self._contact.disconnected(peer, self.core._now())
         self._on_core(lambda: self.core.peer_disconnected(peer))
 
     # ---- the driver
@@ -348,6 +358,7 @@ class RaftNode:
         self.core.advance()
         self._release_messages_if_synced()
         self._update_peers()
+        self._contact.leader_is(self.core.leader_id, self.core._now())
         self._waiters.round_done((self.is_leader, self.core.leader_id, self.core.term), self._not_leader())
         is_due = self._snapshot_task is None and self.core.snapshot_is_due()
         if is_due and asyncio.get_running_loop().time() >= self._snapshot_not_before:
@@ -404,8 +415,9 @@ class RaftNode:
             header, encode = self.core.begin_snapshot()
 
             def write() -> None:
-                members = list(header.members)
-                snapshot = Snapshot(header.last_index, header.last_term, members, encode())
+                snapshot = Snapshot(
+                    header.last_index, header.last_term, list(header.members), encode(), header.generation
+                )
                 self._keep_snapshot(header.last_index, snapshot.encode())
 
             await self._in_snapshot_thread(write)

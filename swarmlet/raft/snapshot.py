@@ -35,6 +35,8 @@ class Snapshot:
     last_term: int
     members: Sequence[pb.RaftMember]
     state: bytes
+    generation: int = 0
+    """How often the group was made anew from one manager."""
 
     def encode(self) -> bytes:
         header = pb.SnapshotHeader(
@@ -43,6 +45,7 @@ class Snapshot:
             last_term=self.last_term,
             members=self.members,
             state_bytes=len(self.state),
+            generation=self.generation,
         ).SerializeToString()
         body = b"".join((MAGIC, _LENGTH.pack(len(header)), header, self.state))
         return body + hashlib.sha256(body).digest()
@@ -66,7 +69,7 @@ def decode(data: bytes, source: str) -> Snapshot:
     state = body[start + header_bytes :]
     if len(state) != header.state_bytes:
         raise SnapshotCorrupt(f"{source} holds {len(state)} bytes of state instead of {header.state_bytes}")
-    return Snapshot(header.last_index, header.last_term, list(header.members), state)
+    return Snapshot(header.last_index, header.last_term, list(header.members), state, header.generation)
 
 
 class SnapshotFile:

@@ -7,6 +7,11 @@ Served on every daemon's local socket and, to managers, on the mutual-TLS
 port. A manager that does not lead forwards writes. Errors carry the matching
 gRPC code and the text that the user sees.
 
+Reads, and the snapshot that a watch begins with, are at least as new as the moment
+of the call; with the metadata "swarmlet-stale" they come from this manager's own
+state at once, however old that is. When too few managers are online a call ends
+with UNAVAILABLE and the trailer "swarmlet-majority-lost".
+
 Writes take an operation_id chosen by the caller: repeating a call with the
 same id after an unknown outcome does it once.
 """
@@ -14,6 +19,7 @@ same id after an unknown outcome does it once.
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from swarmlet.api.v1 import dispatcher_pb2 as _dispatcher_pb2
@@ -782,6 +788,44 @@ class ServiceLogsResponse(_message.Message):
 Global___ServiceLogsResponse: _TypeAlias = ServiceLogsResponse  # noqa: Y015
 
 @_typing.final
+class ReadIndexRequest(_message.Message):
+    """How new a state must be that is at least as new as this moment: a manager that has
+    applied `index` may answer reads from its own state.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadIndexRequest: _TypeAlias = ReadIndexRequest  # noqa: Y015
+
+@_typing.final
+class ReadIndexResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadIndexResponse: _TypeAlias = ReadIndexResponse  # noqa: Y015
+
+@_typing.final
 class SwarmInfoRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -887,11 +931,14 @@ class SwarmInitResponse(_message.Message):
     WORKER_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     MANAGER_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
     JOIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     worker_join_token: _builtins.str
     manager_join_token: _builtins.str
     join_address: _builtins.str
     """host:port for "swarm join"."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -899,10 +946,11 @@ class SwarmInitResponse(_message.Message):
         worker_join_token: _builtins.str = ...,
         manager_join_token: _builtins.str = ...,
         join_address: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_address", b"join_address", "manager_join_token", b"manager_join_token", "node_id", b"node_id", "worker_join_token", b"worker_join_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_address", b"join_address", "manager_join_token", b"manager_join_token", "node_id", b"node_id", "warnings", b"warnings", "worker_join_token", b"worker_join_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -991,3 +1039,194 @@ class SwarmLeaveResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SwarmLeaveResponse: _TypeAlias = SwarmLeaveResponse  # noqa: Y015
+
+@_typing.final
+class BackupHeader(_message.Message):
+    """What a backup file says in the clear about what is in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    RAFT_INDEX_FIELD_NUMBER: _builtins.int
+    RAFT_TERM_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    cluster_id: _builtins.str
+    node_id: _builtins.str
+    """The manager that wrote it."""
+    raft_index: _builtins.int
+    """Everything up to this raft index is in it."""
+    raft_term: _builtins.int
+    generation: _builtins.int
+    """Of the group of managers; see RaftMessage."""
+    version: _builtins.str
+    """Of swarmlet."""
+    payload_bytes: _builtins.int
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def encryption(self) -> Global___BackupEncryption:
+        """Absent: the payload is not encrypted."""
+
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        raft_index: _builtins.int = ...,
+        raft_term: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        version: _builtins.str = ...,
+        payload_bytes: _builtins.int = ...,
+        encryption: Global___BackupEncryption | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encryption", b"encryption", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "encryption", b"encryption", "format", b"format", "generation", b"generation", "node_id", b"node_id", "payload_bytes", b"payload_bytes", "raft_index", b"raft_index", "raft_term", b"raft_term", "time", b"time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupHeader: _TypeAlias = BackupHeader  # noqa: Y015
+
+@_typing.final
+class BackupEncryption(_message.Message):
+    """The key follows from a passphrase by scrypt; the payload is sealed with AES-256-GCM,
+    together with everything that is before it in the file.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALT_FIELD_NUMBER: _builtins.int
+    SCRYPT_N_FIELD_NUMBER: _builtins.int
+    SCRYPT_R_FIELD_NUMBER: _builtins.int
+    SCRYPT_P_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    salt: _builtins.bytes
+    scrypt_n: _builtins.int
+    scrypt_r: _builtins.int
+    scrypt_p: _builtins.int
+    nonce: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        salt: _builtins.bytes = ...,
+        scrypt_n: _builtins.int = ...,
+        scrypt_r: _builtins.int = ...,
+        scrypt_p: _builtins.int = ...,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "salt", b"salt", "scrypt_n", b"scrypt_n", "scrypt_p", b"scrypt_p", "scrypt_r", b"scrypt_r"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupEncryption: _TypeAlias = BackupEncryption  # noqa: Y015
+
+@_typing.final
+class BackupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupRequest: _TypeAlias = BackupRequest  # noqa: Y015
+
+@_typing.final
+class BackupResponse(_message.Message):
+    """The header and any warnings come first, then the state, an encoded StoreSnapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    state: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___BackupHeader: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        header: Global___BackupHeader | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "state", b"state", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupResponse: _TypeAlias = BackupResponse  # noqa: Y015
+
+@_typing.final
+class RestoreRequest(_message.Message):
+    """The first one has the header and the address, the others the state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    ADVERTISE_ADDR_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    advertise_addr: _builtins.str
+    state: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___BackupHeader: ...
+    def __init__(
+        self,
+        *,
+        header: Global___BackupHeader | None = ...,
+        advertise_addr: _builtins.str = ...,
+        state: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advertise_addr", b"advertise_addr", "header", b"header", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class RestoreResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    WORKER_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    MANAGER_JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    JOIN_ADDRESS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    worker_join_token: _builtins.str
+    manager_join_token: _builtins.str
+    join_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        worker_join_token: _builtins.str = ...,
+        manager_join_token: _builtins.str = ...,
+        join_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join_address", b"join_address", "manager_join_token", b"manager_join_token", "node_id", b"node_id", "worker_join_token", b"worker_join_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreResponse: _TypeAlias = RestoreResponse  # noqa: Y015

@@ -109,6 +109,11 @@ class ControlStub:
                 request_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ServiceLogsRequest.SerializeToString,
                 response_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ServiceLogsResponse.FromString,
                 _registered_method=True)
+        self.ReadIndex = channel.unary_unary(
+                '/swarmlet.v1.Control/ReadIndex',
+                request_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ReadIndexRequest.SerializeToString,
+                response_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ReadIndexResponse.FromString,
+                _registered_method=True)
 
 
 class ControlServicer:
@@ -204,6 +209,12 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadIndex(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -281,6 +292,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.ServiceLogs,
                     request_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ServiceLogsRequest.FromString,
                     response_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ServiceLogsResponse.SerializeToString,
+            ),
+            'ReadIndex': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadIndex,
+                    request_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ReadIndexRequest.FromString,
+                    response_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.ReadIndexResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -698,6 +714,33 @@ class Control:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ReadIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/swarmlet.v1.Control/ReadIndex',
+            swarmlet_dot_api_dot_v1_dot_control__pb2.ReadIndexRequest.SerializeToString,
+            swarmlet_dot_api_dot_v1_dot_control__pb2.ReadIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class LocalSwarmStub:
     """Missing associated documentation comment in .proto file."""
@@ -728,6 +771,16 @@ class LocalSwarmStub:
                 request_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.SwarmLeaveRequest.SerializeToString,
                 response_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.SwarmLeaveResponse.FromString,
                 _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/swarmlet.v1.LocalSwarm/Backup',
+                request_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.BackupRequest.SerializeToString,
+                response_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.BackupResponse.FromString,
+                _registered_method=True)
+        self.Restore = channel.stream_unary(
+                '/swarmlet.v1.LocalSwarm/Restore',
+                request_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.RestoreRequest.SerializeToString,
+                response_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.RestoreResponse.FromString,
+                _registered_method=True)
 
 
 class LocalSwarmServicer:
@@ -757,6 +810,18 @@ class LocalSwarmServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Backup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Restore(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LocalSwarmServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -779,6 +844,16 @@ def add_LocalSwarmServicer_to_server(servicer, server):
                     servicer.Leave,
                     request_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.SwarmLeaveRequest.FromString,
                     response_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.SwarmLeaveResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.BackupRequest.FromString,
+                    response_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.BackupResponse.SerializeToString,
+            ),
+            'Restore': grpc.stream_unary_rpc_method_handler(
+                    servicer.Restore,
+                    request_deserializer=swarmlet_dot_api_dot_v1_dot_control__pb2.RestoreRequest.FromString,
+                    response_serializer=swarmlet_dot_api_dot_v1_dot_control__pb2.RestoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -889,6 +964,60 @@ class LocalSwarm:
             '/swarmlet.v1.LocalSwarm/Leave',
             swarmlet_dot_api_dot_v1_dot_control__pb2.SwarmLeaveRequest.SerializeToString,
             swarmlet_dot_api_dot_v1_dot_control__pb2.SwarmLeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/swarmlet.v1.LocalSwarm/Backup',
+            swarmlet_dot_api_dot_v1_dot_control__pb2.BackupRequest.SerializeToString,
+            swarmlet_dot_api_dot_v1_dot_control__pb2.BackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Restore(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/swarmlet.v1.LocalSwarm/Restore',
+            swarmlet_dot_api_dot_v1_dot_control__pb2.RestoreRequest.SerializeToString,
+            swarmlet_dot_api_dot_v1_dot_control__pb2.RestoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,11 @@ Served on every daemon's local socket and, to managers, on the mutual-TLS
 port. A manager that does not lead forwards writes. Errors carry the matching
 gRPC code and the text that the user sees.
 
+Reads, and the snapshot that a watch begins with, are at least as new as the moment
+of the call; with the metadata "swarmlet-stale" they come from this manager's own
+state at once, however old that is. When too few managers are online a call ends
+with UNAVAILABLE and the trailer "swarmlet-majority-lost".
+
 Writes take an operation_id chosen by the caller: repeating a call with the
 same id after an unknown outcome does it once.
 """
@@ -54,6 +59,7 @@ class ControlStub:
     GetTask: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetTaskRequest, _control_pb2.GetTaskResponse]
     Watch: _grpc.UnaryStreamMultiCallable[_control_pb2.WatchRequest, _control_pb2.WatchResponse]
     ServiceLogs: _grpc.UnaryStreamMultiCallable[_control_pb2.ServiceLogsRequest, _control_pb2.ServiceLogsResponse]
+    ReadIndex: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReadIndexRequest, _control_pb2.ReadIndexResponse]
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -73,6 +79,7 @@ class ControlAsyncStub(ControlStub):
     GetTask: _aio.UnaryUnaryMultiCallable[_control_pb2.GetTaskRequest, _control_pb2.GetTaskResponse]  # type: ignore[assignment]
     Watch: _aio.UnaryStreamMultiCallable[_control_pb2.WatchRequest, _control_pb2.WatchResponse]  # type: ignore[assignment]
     ServiceLogs: _aio.UnaryStreamMultiCallable[_control_pb2.ServiceLogsRequest, _control_pb2.ServiceLogsResponse]  # type: ignore[assignment]
+    ReadIndex: _aio.UnaryUnaryMultiCallable[_control_pb2.ReadIndexRequest, _control_pb2.ReadIndexResponse]  # type: ignore[assignment]
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -180,6 +187,13 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.ServiceLogsResponse], _abc.AsyncIterator[_control_pb2.ServiceLogsResponse]]: ...
 
+    @_abc_1.abstractmethod
+    def ReadIndex(
+        self,
+        request: _control_pb2.ReadIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReadIndexResponse, _abc.Awaitable[_control_pb2.ReadIndexResponse]]: ...
+
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class LocalSwarmStub:
@@ -191,6 +205,8 @@ class LocalSwarmStub:
     Init: _grpc.UnaryUnaryMultiCallable[_control_pb2.SwarmInitRequest, _control_pb2.SwarmInitResponse]
     Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.SwarmJoinRequest, _control_pb2.SwarmJoinResponse]
     Leave: _grpc.UnaryUnaryMultiCallable[_control_pb2.SwarmLeaveRequest, _control_pb2.SwarmLeaveResponse]
+    Backup: _grpc.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupResponse]
+    Restore: _grpc.StreamUnaryMultiCallable[_control_pb2.RestoreRequest, _control_pb2.RestoreResponse]
 
 @_typing.type_check_only
 class LocalSwarmAsyncStub(LocalSwarmStub):
@@ -199,6 +215,8 @@ class LocalSwarmAsyncStub(LocalSwarmStub):
     Init: _aio.UnaryUnaryMultiCallable[_control_pb2.SwarmInitRequest, _control_pb2.SwarmInitResponse]  # type: ignore[assignment]
     Join: _aio.UnaryUnaryMultiCallable[_control_pb2.SwarmJoinRequest, _control_pb2.SwarmJoinResponse]  # type: ignore[assignment]
     Leave: _aio.UnaryUnaryMultiCallable[_control_pb2.SwarmLeaveRequest, _control_pb2.SwarmLeaveResponse]  # type: ignore[assignment]
+    Backup: _aio.UnaryStreamMultiCallable[_control_pb2.BackupRequest, _control_pb2.BackupResponse]  # type: ignore[assignment]
+    Restore: _aio.StreamUnaryMultiCallable[_control_pb2.RestoreRequest, _control_pb2.RestoreResponse]  # type: ignore[assignment]
 
 class LocalSwarmServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -228,5 +246,19 @@ class LocalSwarmServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.SwarmLeaveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.SwarmLeaveResponse, _abc.Awaitable[_control_pb2.SwarmLeaveResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _control_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.BackupResponse], _abc.AsyncIterator[_control_pb2.BackupResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Restore(
+        self,
+        request_iterator: _MaybeAsyncIterator[_control_pb2.RestoreRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RestoreResponse, _abc.Awaitable[_control_pb2.RestoreResponse]]: ...
 
 def add_LocalSwarmServicer_to_server(servicer: LocalSwarmServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

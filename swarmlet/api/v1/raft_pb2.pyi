@@ -60,16 +60,23 @@ class MembershipChange(_message.Message):
         REMOVE: MembershipChange._Action.ValueType  # 1
         UPDATE: MembershipChange._Action.ValueType  # 2
         """A known member under a new address."""
+        RESET: MembershipChange._Action.ValueType  # 3
+        """After a disaster: from here on the member is the only one, in a group of its own."""
 
     class Action(_Action, metaclass=_ActionEnumTypeWrapper): ...
     ADD: MembershipChange.Action.ValueType  # 0
     REMOVE: MembershipChange.Action.ValueType  # 1
     UPDATE: MembershipChange.Action.ValueType  # 2
     """A known member under a new address."""
+    RESET: MembershipChange.Action.ValueType  # 3
+    """After a disaster: from here on the member is the only one, in a group of its own."""
 
     ACTION_FIELD_NUMBER: _builtins.int
     MEMBER_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     action: Global___MembershipChange.Action.ValueType
+    generation: _builtins.int
+    """With RESET: the new group's generation."""
     @_builtins.property
     def member(self) -> Global___RaftMember: ...
     def __init__(
@@ -77,10 +84,11 @@ class MembershipChange(_message.Message):
         *,
         action: Global___MembershipChange.Action.ValueType = ...,
         member: Global___RaftMember | None = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "member", b"member"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "generation", b"generation", "member", b"member"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -344,10 +352,15 @@ class RaftMessage(_message.Message):
     TIMEOUT_NOW_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     SENDER_ADDRESS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     sender_address: _builtins.str
     """Where answers reach the sender, with what asks for one: the receiver's log may
     be too old to say it.
+    """
+    generation: _builtins.int
+    """How often the sender's group was made anew from one manager, as far as its log
+    goes: what is left of a group before that has no say in the one after it.
     """
     @_builtins.property
     def request_vote(self) -> Global___RequestVote: ...
@@ -378,10 +391,11 @@ class RaftMessage(_message.Message):
         timeout_now: Global___TimeoutNow | None = ...,
         removed: Global___Removed | None = ...,
         sender_address: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "removed", b"removed", "request_vote", b"request_vote", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "message", b"message", "removed", b"removed", "request_vote", b"request_vote", "sender_address", b"sender_address", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "append_reply", b"append_reply", "generation", b"generation", "message", b"message", "removed", b"removed", "request_vote", b"request_vote", "sender_address", b"sender_address", "snapshot_chunk", b"snapshot_chunk", "snapshot_reply", b"snapshot_reply", "term", b"term", "timeout_now", b"timeout_now", "vote_reply", b"vote_reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["request_vote", "vote_reply", "append_entries", "append_reply", "snapshot_chunk", "snapshot_reply", "timeout_now", "removed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
@@ -415,10 +429,12 @@ class SnapshotHeader(_message.Message):
     LAST_TERM_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     STATE_BYTES_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     last_index: _builtins.int
     last_term: _builtins.int
     state_bytes: _builtins.int
+    generation: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftMember]: ...
     def __init__(
@@ -429,10 +445,11 @@ class SnapshotHeader(_message.Message):
         last_term: _builtins.int = ...,
         members: _abc.Iterable[Global___RaftMember] | None = ...,
         state_bytes: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "last_index", b"last_index", "last_term", b"last_term", "members", b"members", "state_bytes", b"state_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "generation", b"generation", "last_index", b"last_index", "last_term", b"last_term", "members", b"members", "state_bytes", b"state_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -555,3 +572,38 @@ class LeaderResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaderResponse: _TypeAlias = LeaderResponse  # noqa: Y015
+
+@_typing.final
+class BarrierRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BarrierRequest: _TypeAlias = BarrierRequest  # noqa: Y015
+
+@_typing.final
+class BarrierResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Everything that was committed before the call is applied once this index is."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BarrierResponse: _TypeAlias = BarrierResponse  # noqa: Y015

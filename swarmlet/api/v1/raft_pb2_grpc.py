@@ -134,6 +134,11 @@ class RaftMembershipStub:
                 request_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderRequest.SerializeToString,
                 response_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderResponse.FromString,
                 _registered_method=True)
+        self.Barrier = channel.unary_unary(
+                '/swarmlet.v1.RaftMembership/Barrier',
+                request_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierRequest.SerializeToString,
+                response_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierResponse.FromString,
+                _registered_method=True)
 
 
 class RaftMembershipServicer:
@@ -159,6 +164,12 @@ class RaftMembershipServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Barrier(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RaftMembershipServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +187,11 @@ def add_RaftMembershipServicer_to_server(servicer, server):
                     servicer.Leader,
                     request_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderRequest.FromString,
                     response_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderResponse.SerializeToString,
+            ),
+            'Barrier': grpc.unary_unary_rpc_method_handler(
+                    servicer.Barrier,
+                    request_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierRequest.FromString,
+                    response_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +277,33 @@ class RaftMembership:
             '/swarmlet.v1.RaftMembership/Leader',
             swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderRequest.SerializeToString,
             swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Barrier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/swarmlet.v1.RaftMembership/Barrier',
+            swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierRequest.SerializeToString,
+            swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierResponse.FromString,
             options,
             channel_credentials,
             insecure,
