@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from swarmlet.api import pb
@@ -48,6 +48,12 @@ class Agreement(Protocol):
 
     def reachable(self) -> frozenset[str]:
         """Node ids of the members that answer this leader (with itself); empty when not leading."""
+
+    def unreachable(self) -> Mapping[str, float]:
+        """Node ids of the members that this manager itself cannot reach, and for how many seconds.
+
+        On any manager, by its own connections and, while nobody leads, by who answers.
+        """
 
     async def propose(self, data: bytes) -> object:
         """Commits an entry and returns what the state machine's `apply` returned for it here.

@@ -193,9 +193,7 @@ class RaftNode:
         return self.core.answering() if self.core.state == LEADER else frozenset()
 
     def unreachable(self) -> Mapping[str, float]:
-        return self._contact.unreachable(
-            (m for m in self.core.members if m != self.node_id), self.core._now()
-        )
+        return self._contact.unreachable({*self.core.members} - {self.node_id}, self.core._now())
 
     async def propose(self, data: bytes) -> object:
         return await self._propose(DATA + data)
