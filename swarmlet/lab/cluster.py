@@ -127,7 +127,8 @@ class Lab:
         if self.layout.runtime == "docker" and node.node_id:
             addresses = await asyncio.to_thread(containers.addresses, node.node_id)
         index = self.layout.nodes.index(node) + 1
-        await asyncio.to_thread(cuts.cut, self.layout.id, name, index, addresses)
+        daemons = self.daemon_pids(name)
+        await asyncio.to_thread(cuts.cut, self.layout.id, name, index, addresses, daemons)
 
     async def heal(self, name: str) -> None:
         self.layout.node(name)

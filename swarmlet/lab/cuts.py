@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from swarmlet.api.errors import FailedPrecondition, PermissionDenied
+from swarmlet.lab import processes
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 """Where nft looks groups up by path."""
@@ -83,16 +84,24 @@ def table(lab_id: str) -> str:
     return f"swarmlet_lab_{lab_id}"
 
 
-def cut(lab_id: str, name: str, index: int, container_addresses: Sequence[str]) -> None:
+def cut(
+    lab_id: str,
+    name: str,
+    index: int,
+    container_addresses: Sequence[str],
+    running: frozenset[int] = frozenset(),
+) -> None:
     """Drops every packet between the node and anything else. Raises PermissionDenied or FailedPrecondition.
 
-    `index` is the node's number in the lab, for its mark.
+    `index` is the node's number in the lab, for its mark; `running` are the processes
+    that must be cut off now.
     """
     require_cut()
     group = group_path(lab_id, name)
-    if group is None or not group.is_dir():
+    if group is None or not group.is_dir() or not running <= processes.members(group):
         raise FailedPrecondition(
-            f"cannot cut {name}: it was started without a version 2 control group below {_CGROUP_ROOT}"
+            f"cannot cut {name}: it does not run in a version 2 control group below {_CGROUP_ROOT}; "
+            "only nodes that root started do"
         )
     if name not in cut_nodes(lab_id):
         _nft(rules(lab_id, name, group, _MARK_BASE + index, container_addresses))

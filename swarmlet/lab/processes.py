@@ -110,10 +110,11 @@ def spawn(
     """Starts a daemon in a session of its own, its output appended to `log`.
 
     With `group`, it enters that control group before its program is loaded: sockets
-    belong to the group in which they were made.
+    belong to the group in which they were made. Where the kernel does not let it, it
+    runs outside, and cannot be cut off.
     """
     if group is not None:
-        enter = 'echo $$ > "$0" && exec "$@"'
+        enter = '{ echo $$ > "$0"; } 2>/dev/null; exec "$@"'
         command = ["/bin/sh", "-c", enter, str(group / "cgroup.procs"), *command]
     with log.open("ab") as out:
         process = subprocess.Popen(
