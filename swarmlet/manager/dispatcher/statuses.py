@@ -107,6 +107,10 @@ def _unit(node_id: str, task_id: str, status: pb.TaskStatus, now: datetime) -> C
         changed = pb.Task()
         changed.CopyFrom(task)
         changed.status.CopyFrom(status)
+        if status.state == pb.TASK_STATE_FAILED and task.desired_state > pb.TASK_STATE_RUNNING:
+            # It was given up before it ended, as when its node lost power: no failure of
+            # the service, so none that the scheduler should hold against the node.
+            changed.status.state = pb.TASK_STATE_SHUTDOWN
         if status.state == pb.TASK_STATE_RUNNING and not changed.HasField("running_since"):
             # By the managers' clock: an agent's may be hours off, and a monitor must not be.
             changed.running_since.FromDatetime(now)

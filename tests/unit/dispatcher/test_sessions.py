@@ -190,6 +190,23 @@ async def test_statuses_of_another_nodes_task_are_dropped() -> None:
         await agent.close()
 
 
+async def test_task_given_up_before_it_ended_is_shut_down_and_no_failure() -> None:
+    node = a_node()
+    service = a_service()
+    task = a_task(service, state=pb.TASK_STATE_RUNNING, desired=pb.TASK_STATE_SHUTDOWN, node_id=node.id)
+    store = make_store(node, service, task)
+
+    async with leading(store) as dispatcher:
+        agent = await FakeAgent(dispatcher, node.id).connect()
+        agent.report(task.id, pb.TASK_STATE_FAILED)
+        await agent.until(lambda: agent.confirmations == [1])
+
+        found = store.view.tasks.get(task.id)
+        assert found is not None
+        assert found.status.state == pb.TASK_STATE_SHUTDOWN
+        await agent.close()
+
+
 async def test_a_report_is_confirmed_only_once_it_is_committed() -> None:
     node = a_node()
     service = a_service()
