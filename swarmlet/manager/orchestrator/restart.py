@@ -13,11 +13,9 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from swarmlet.api import pb
-from swarmlet.manager.orchestrator.tasks import age_order, ended_at, ended_by_itself, time_of
+from swarmlet.manager.orchestrator.tasks import age_order, ended_at, ended_by_itself, is_over, time_of
 
 DELAY_DEFAULT = timedelta(seconds=5)
-CLOCK_SLACK = timedelta(minutes=1)
-"""A start that is further away than its delay plus this was set by a clock that has been corrected."""
 
 
 def delay_of(task: pb.Task) -> timedelta:
@@ -31,10 +29,7 @@ def nanoseconds(count: int) -> timedelta:
 
 def start_is_due(task: pb.Task, now: datetime) -> bool:
     """Whether the delay before the task's start is over."""
-    if not task.HasField("start_after"):
-        return True
-    remaining = time_of(task.start_after) - now
-    return remaining <= timedelta(0) or remaining > delay_of(task) + CLOCK_SLACK
+    return not task.HasField("start_after") or is_over(time_of(task.start_after), delay_of(task), now)
 
 
 def may_follow(ended: pb.Task, slot: Sequence[pb.Task]) -> bool:

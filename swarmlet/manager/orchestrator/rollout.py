@@ -22,6 +22,7 @@ from swarmlet.manager.orchestrator.tasks import (
     age_order,
     ended_at,
     ended_by_itself,
+    is_over,
     reached_running_at,
     time_of,
 )
@@ -128,7 +129,7 @@ def _go_on(s: Situation, judged: list[_Slot], plan: Plan) -> None:
         if slot.standing is Standing.IDLE:
             busy += 1
             plan.edits.append(replace(s, slot.old))
-        elif slot.is_replaced and slot.reached_at is not None and slot.reached_at + delay > s.now:
+        elif slot.is_replaced and slot.reached_at and not is_over(slot.reached_at + delay, delay, s.now):
             busy += 1
             look_again_at(plan, slot.reached_at + delay)
     limit = config.parallelism or len(judged)
@@ -139,8 +140,9 @@ def _go_on(s: Situation, judged: list[_Slot], plan: Plan) -> None:
 
 def _finish(s: Situation, judged: list[_Slot], plan: Plan) -> None:
     done_at = max((slot.reached_at for slot in judged if slot.is_replaced and slot.reached_at), default=None)
-    if done_at is not None and done_at + _monitor(s) > s.now:
-        look_again_at(plan, done_at + _monitor(s))
+    monitor = _monitor(s)
+    if done_at is not None and not is_over(done_at + monitor, monitor, s.now):
+        look_again_at(plan, done_at + monitor)
     elif s.service.update_status.state == pb.UPDATE_STATE_ROLLBACK_STARTED:
         plan.edits.append(_set_status(s, pb.UPDATE_STATE_ROLLBACK_COMPLETED, "rollback completed"))
     else:

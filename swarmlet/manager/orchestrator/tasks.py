@@ -7,7 +7,7 @@ Pure functions of the view, and edits that check again what they rely on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,6 +21,9 @@ from swarmlet.store.tables import slot_key
 
 OWN_ENDS = (pb.TASK_STATE_COMPLETE, pb.TASK_STATE_FAILED, pb.TASK_STATE_REJECTED)
 """How a task ends by itself, as opposed to being told to or losing its node."""
+
+CLOCK_SLACK = timedelta(minutes=1)
+"""How far the clocks of two leaders, or of one before and after a correction, may be apart to be believed."""
 
 NodeLookup = Callable[[str], pb.Node | None]
 
@@ -74,6 +77,16 @@ def mode_of(service: pb.Service) -> str:
 
 def time_of(stamp: Timestamp) -> datetime:
     return stamp.ToDatetime(tzinfo=UTC)
+
+
+def is_over(end: datetime, duration: timedelta, now: datetime) -> bool:
+    """Whether a wait of `duration` that ends at `end` is over.
+
+    One that would last longer from now on than it lasts at all was begun by a clock
+    that has been set back since, or by a leader whose clock was ahead.
+    """
+    remaining = end - now
+    return remaining <= timedelta(0) or remaining > duration + CLOCK_SLACK
 
 
 def age_order(task: pb.Task) -> tuple[int, int, int, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from swarmlet.api import pb
-from tests.builders import a_node, a_service
+from tests.builders import NOW, a_node, a_service
 from tests.unit.manager.harness import Cluster
 
 SECOND = 1_000_000_000
@@ -543,3 +544,17 @@ def test_switching_to_stop_first_in_the_middle_of_start_first_ends_well() -> Non
         cluster.run(120, until=is_completed(cluster))
 
         assert cluster.images() == ["slow:2"] * 6
+
+
+@pytest.mark.parametrize("config", [{"delay_ns": 2 * SECOND}, {"monitor_ns": 2 * SECOND}])
+def test_a_clock_that_is_set_back_does_not_hold_up_an_update(config: Any) -> None:
+    with settled(a_web(3, **config)) as cluster:
+        cluster.set_clock(cluster.now + timedelta(hours=5))
+        cluster.update_service(image="image:2")
+        cluster.run(1)
+
+        cluster.set_clock(NOW + timedelta(minutes=1))
+        cluster.change_leader()
+        cluster.run(30, until=is_completed(cluster))
+
+        assert update_state(cluster) == pb.UPDATE_STATE_COMPLETED
