@@ -63,7 +63,8 @@ class ReconcileLoop:
         self._controller = controller
         self._now = now
         self._queue: dict[Key, None] = {}
-        self._timers: dict[Key, datetime] = {}
+        # On the loop's clock: the wall clock may be set while a key waits.
+        self._timers: dict[Key, float] = {}
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -126,14 +127,16 @@ class ReconcileLoop:
     def _plan_key(self, key: Key) -> list[Edit]:
         """The edits for one key; a defect that one key meets does not hold up the others."""
         self._timers.pop(key, None)
+        now = self._now()
         try:
-            plan = self._controller.plan(self._store.view, key, self._now())
+            plan = self._controller.plan(self._store.view, key, now)
         except Exception:
             log.exception("planner failed", controller=self._controller.name, key=str(key))
             self._retry_later([key])
             return []
         if plan.look_again is not None:
-            self._timers[key] = plan.look_again
+            wait_seconds = (plan.look_again - now).total_seconds()
+            self._timers[key] = asyncio.get_running_loop().time() + wait_seconds
         return plan.edits
 
     def _retry_later(self, keys: list[Key]) -> None:
@@ -143,12 +146,11 @@ class ReconcileLoop:
         while not self._queue:
             self._wake.clear()
             due = min(self._timers.values(), default=None)
-            seconds = None if due is None else max(0.0, (due - self._now()).total_seconds())
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout_at(due):
                     await self._wake.wait()
             except TimeoutError:
-                now = self._now()
+                now = asyncio.get_running_loop().time()
                 self._add([key for key, at in self._timers.items() if at <= now])
                 for key in self._queue:
                     self._timers.pop(key, None)

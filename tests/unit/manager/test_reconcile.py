@@ -49,8 +49,10 @@ class Scripted:
 
 
 @asynccontextmanager
-async def running(store: Store, controller: Scripted) -> AsyncIterator[None]:
-    task = asyncio.create_task(ReconcileLoop(store, controller, now=wall_clock).run())
+async def running(
+    store: Store, controller: Scripted, *, now: Callable[[], datetime] = wall_clock
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(ReconcileLoop(store, controller, now=now).run())
     try:
         yield
     finally:
@@ -117,6 +119,23 @@ async def test_a_key_is_looked_at_again_when_its_time_has_come() -> None:
         await until(lambda: len(times) == 2)
 
     assert times[1] >= due
+
+
+async def test_a_clock_that_is_set_back_while_a_key_waits_does_not_hold_it_up() -> None:
+    set_forward = timedelta(hours=5)
+    planned: list[datetime] = []
+
+    def plan(view: Tables, key: Key, now: datetime) -> Plan:
+        planned.append(now)
+        return Plan(look_again=now + timedelta(seconds=0.05))
+
+    def now() -> datetime:
+        return wall_clock() + set_forward
+
+    async with running(make_store(a_service()), Scripted(plan), now=now):
+        await until(lambda: len(planned) == 2)
+        set_forward = timedelta(0)
+        await until(lambda: len(planned) == 4)
 
 
 async def test_a_plan_that_came_to_nothing_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
