@@ -2,8 +2,9 @@
 
 Every command that needs a daemon opens one `Client`. Reads and writes are repeated
 while the cluster has no leader or an outcome is unknown, until `--timeout` has
-passed; a write keeps its operation id, so that it is done once. Synchronous: a
-command is one thread that waits for one thing.
+passed, or a daemon said that a majority is gone and nobody asked for more patience than
+usual; a write keeps its operation id, so that it is done once. Synchronous: a command is
+one thread that waits for one thing.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from swarmlet.cli.command import CliError
+from swarmlet.cli.options import TIMEOUT_SECONDS_DEFAULT
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -26,7 +29,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 
 from swarmlet.api.v1.control_pb2_grpc import ControlStub, LocalSwarmStub
-from swarmlet.api.wire import MESSAGE_OPTIONS
+from swarmlet.api.wire import MAJORITY_LOST_TRAILER, MESSAGE_OPTIONS, STALE_METADATA
 
 if TYPE_CHECKING:
     from swarmlet.cli.options import GlobalOptions
@@ -111,8 +114,9 @@ class Address:
 class Client:
     """Used as a context manager. `control` and `local` are the plain gRPC stubs, for streams."""
 
-    def __init__(self, address: Address, timeout_seconds: float) -> None:
+    def __init__(self, address: Address, timeout_seconds: float, *, stale: bool = False) -> None:
         address.check()
+        self._is_stale = stale
         self._address = address
         self._timeout_seconds = timeout_seconds
         self._channel = grpc.insecure_channel(
@@ -137,10 +141,14 @@ class Client:
 
     def read(self, method: Callable[..., Answer], request: Any) -> Answer:
         """The answer to a call that changes nothing. Raises DaemonError."""
+        if self._is_stale:
+            return self._repeat(partial(method, metadata=((STALE_METADATA, "1"),)), request)
         return self._repeat(method, request)
 
     def write(self, method: Callable[..., Answer], request: Operation) -> Answer:
         """The answer to a write, made once however often it is tried. Raises DaemonError."""
+        if self._is_stale:
+            raise CliError("--stale is for commands that show something; this one makes a change")
         request.operation_id = secrets.token_hex(16)
         return self._repeat(method, request)
 
@@ -174,10 +182,17 @@ class Client:
             try:
                 return method(request, timeout=max(0.001, min(left, ATTEMPT_SECONDS_MAX)))
             except grpc.RpcError as error:
-                if error.code() not in _REPEATABLE or time.monotonic() + pause > deadline:
+                is_over = time.monotonic() + pause > deadline or self._is_hopeless(error)
+                if error.code() not in _REPEATABLE or is_over:
                     raise self.explain(error) from None
             time.sleep(pause)
             pause = min(pause * 2, PAUSE_SECONDS_MAX)
+
+    def _is_hopeless(self, error: grpc.RpcError) -> bool:
+        """Whether a majority is gone, which lasts, and the user did not ask to wait for it."""
+        trailers: Any = error.trailing_metadata() or ()
+        is_lost = any(key == MAJORITY_LOST_TRAILER for key, _ in trailers)
+        return is_lost and self._timeout_seconds <= TIMEOUT_SECONDS_DEFAULT
 
     def explain(self, error: grpc.RpcError) -> CliError:
         """What the user is told of a failed call."""
@@ -193,4 +208,4 @@ class Client:
 
 def connect(options: GlobalOptions) -> Client:
     """Raises CannotConnect at once when no daemon listens."""
-    return Client(Address.parse(options.host), options.timeout_seconds)
+    return Client(Address.parse(options.host), options.timeout_seconds, stale=options.stale)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from swarmlet.cli.command import CliError, Command, Flag, Lazy, Root
-from swarmlet.cli.options import GlobalOptions, default_socket
+from swarmlet.cli.command import BoolFlag, CliError, Command, Flag, Lazy, Root
+from swarmlet.cli.options import TIMEOUT_DEFAULT, GlobalOptions, default_socket
 from swarmlet.cli.values import parse_positive_duration
 
 _NOUNS = {
@@ -38,8 +38,12 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.option(
     "--timeout",
     type=Flag("duration", parse_positive_duration),
-    default="30s",
-    help="How long to try while the cluster has no leader (default 30s)",
+    default=TIMEOUT_DEFAULT,
+    help=f"How long to try while the cluster has no leader (default {TIMEOUT_DEFAULT})",
+)
+@BoolFlag.option(
+    "--stale",
+    help="Show this manager's own view, which may be old, without asking the leader",
 )
 @click.option(
     "-v",
@@ -51,9 +55,9 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     help="Print version",
 )
 @click.pass_context
-def cli(ctx: click.Context, host: str, timeout: int) -> None:
+def cli(ctx: click.Context, host: str, timeout: int, stale: bool | None) -> None:
     """Runs services on a cluster of hosts"""
-    ctx.obj = GlobalOptions(host=host, timeout_seconds=timeout / 1e9)
+    ctx.obj = GlobalOptions(host=host, timeout_seconds=timeout / 1e9, stale=bool(stale))
 
 
 @cli.command("completion", cls=Command, usage="bash|zsh|fish", arity=(1, 1))

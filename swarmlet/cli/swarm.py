@@ -14,6 +14,8 @@ from swarmlet.cli.options import GlobalOptions
 from swarmlet.cli.values import parse_int, parse_positive_duration
 
 JOIN_SECONDS = 60.0
+LOCAL_SECONDS = 30.0
+"""For the daemon's own part in a swarm: tasks are given time to end."""
 """A join waits for the cluster to agree; it is not repeated by itself."""
 TOKEN_VARIABLE = "SWARMLET_JOIN_TOKEN"
 
@@ -65,7 +67,7 @@ def init(
         task_history_limit=task_history_limit,
     )
     with connect(options) as client:
-        answer = client.once(client.local.Init, request)
+        answer = client.once(client.local.Init, request, max(LOCAL_SECONDS, options.timeout_seconds))
     click.echo(f"Swarm initialized: current node ({answer.node_id}) is now a manager.\n")
     _print_join_command("worker", answer.worker_join_token, answer.join_address)
     click.echo(
@@ -227,5 +229,6 @@ def leave(options: GlobalOptions, force: bool | None) -> None:
     from swarmlet.cli.client import connect
 
     with connect(options) as client:
-        client.once(client.local.Leave, pb.SwarmLeaveRequest(force=bool(force)))
+        request = pb.SwarmLeaveRequest(force=bool(force))
+        client.once(client.local.Leave, request, max(LOCAL_SECONDS, options.timeout_seconds))
     click.echo("Node left the swarm.")

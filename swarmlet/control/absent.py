@@ -74,5 +74,8 @@ class AbsentControl:
     def watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
         raise self._refusal()
 
+    async def read_index(self, request: pb.ReadIndexRequest) -> pb.ReadIndexResponse:
+        raise self._refusal()
+
     def service_logs(self, request: pb.ServiceLogsRequest) -> AsyncGenerator[pb.ServiceLogsResponse, None]:
         raise self._refusal()

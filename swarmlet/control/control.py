@@ -99,6 +99,16 @@ class Control:
     def watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
         return watch_changes(self._store, self._presenter, request)
 
+    async def read_index(self, request: pb.ReadIndexRequest) -> pb.ReadIndexResponse:
+        """Raises NotLeader or Unavailable where this manager cannot be sure to lead."""
+        await self._agreement.barrier()
+        return pb.ReadIndexResponse(index=self._store.applied_index)
+
+    def hostname_of(self, node_id: str) -> str:
+        """The node's hostname as far as it is known here; its id otherwise."""
+        node = self._store.view.nodes.get(node_id)
+        return node_id if node is None else node.description.hostname or node_id
+
     def service_logs(self, request: pb.ServiceLogsRequest) -> AsyncGenerator[pb.ServiceLogsResponse, None]:
         """Raises NotLeader at once where there is no log source."""
         if self.log_source is None or not self._agreement.is_leader:

@@ -1,4 +1,7 @@
-"""The door on every manager: reads from its own state, writes done by whoever leads.
+"""The door on every manager: reads from its own state once that is new, writes done by whoever leads.
+
+A read waits until this manager has applied everything that was done before the read was
+asked for; only the leader, sure that it still leads, can say up to where that is.
 
 A write is repeated, with the same operation id, until a leader has answered or the
 deadline is over; the store sees to it that it is done once. After a write done
@@ -8,6 +11,7 @@ elsewhere the caller is held until it is visible here, so that he reads what he 
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 import re
 from collections.abc import AsyncGenerator, Callable
@@ -21,6 +25,8 @@ from swarmlet.api.errors import NotLeader, SwarmletError, Unavailable, UnknownOu
 from swarmlet.api.ids import new_id
 from swarmlet.control.control import Control
 from swarmlet.control.grpc import ConnectionLost, call, stream
+from swarmlet.control.majority import is_certainly_lost, no_leader
+from swarmlet.control.terms import PLAIN, Terms
 from swarmlet.raft.agreement import Agreement
 
 log = structlog.get_logger(__name__)
@@ -31,12 +37,9 @@ PAUSE_SECONDS = 0.2
 APPLIED_SECONDS = 5.0
 """Longest wait for a write that is done to be visible here."""
 
-NO_LEADER = (
-    "The swarm does not have a leader. It's possible that too few managers are online. "
-    "Make sure more than half of the managers are online."
-)
-OUTCOME_UNKNOWN = (
-    "No answer from the swarm's leader: whether the change was made is not known. Look before you repeat it."
+LAGS_BEHIND = (
+    "This manager has not caught up with the swarm's leader in time; try again or ask another manager. "
+    "--stale shows its last known state"
 )
 
 Connect = Callable[[pb.RaftMember], Any]
@@ -57,7 +60,11 @@ M = TypeVar(
 
 
 class ForwardingControl:
-    """Control as users meet it on one manager. Calls may run at the same time."""
+    """Control as users meet it on one manager. Calls may run at the same time.
+
+    All but what the leader itself refuses ends within DEADLINE_SECONDS, or sooner by the
+    caller's terms: in Unavailable or UnknownOutcome and the words of `majority`.
+    """
 
     def __init__(
         self, control: Control, *, agreement: Agreement, connect: Connect, rng: random.Random
@@ -66,32 +73,52 @@ class ForwardingControl:
         self._agreement = agreement
         self._connect = connect
         self._rng = rng
+        self._terms = PLAIN
+
+    def under(self, terms: Terms) -> ForwardingControl:
+        """The same door for a caller with these terms."""
+        door = copy.copy(self)
+        door._terms = terms
+        return door
 
     # ---- reads, from this manager's state
 
     async def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
+        await self._be_current()
         return await self._control.get_cluster(request)
 
     async def list_nodes(self, request: pb.ListNodesRequest) -> pb.ListNodesResponse:
+        await self._be_current()
         return await self._control.list_nodes(request)
 
     async def get_node(self, request: pb.GetNodeRequest) -> pb.GetNodeResponse:
+        await self._be_current()
         return await self._control.get_node(request)
 
     async def list_services(self, request: pb.ListServicesRequest) -> pb.ListServicesResponse:
+        await self._be_current()
         return await self._control.list_services(request)
 
     async def get_service(self, request: pb.GetServiceRequest) -> pb.GetServiceResponse:
+        await self._be_current()
         return await self._control.get_service(request)
 
     async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
+        await self._be_current()
         return await self._control.list_tasks(request)
 
     async def get_task(self, request: pb.GetTaskRequest) -> pb.GetTaskResponse:
+        await self._be_current()
         return await self._control.get_task(request)
 
-    def watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
-        return self._control.watch(request)
+    async def watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
+        await self._be_current()
+        async with aclosing(self._control.watch(request)) as responses:
+            async for response in responses:
+                yield response
+
+    async def read_index(self, request: pb.ReadIndexRequest) -> pb.ReadIndexResponse:
+        return pb.ReadIndexResponse(index=await self._agreed_index(self._deadline()))
 
     # ---- writes, by the leader
 
@@ -117,7 +144,7 @@ class ForwardingControl:
         self, request: pb.ServiceLogsRequest
     ) -> AsyncGenerator[pb.ServiceLogsResponse, None]:
         """The leader's. Once lines have come, a leader that is lost ends the stream with Unavailable."""
-        deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
+        deadline = self._deadline()
         seen = 0
         has_begun = False
         while True:
@@ -139,11 +166,47 @@ class ForwardingControl:
 
     # ---- the way to the leader
 
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + min(DEADLINE_SECONDS, self._terms.seconds)
+
+    async def _be_current(self) -> None:
+        """Returns once the state here is at least as new as the moment of the call."""
+        if self._terms.is_stale:
+            return
+        deadline = self._deadline()
+        index = await self._agreed_index(deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._agreement.wait_applied(index)
+        except TimeoutError:
+            raise Unavailable(LAGS_BEHIND) from None
+
+    async def _agreed_index(self, deadline: float) -> int:
+        """Up to where the log was done at the moment of the call, by whoever leads."""
+        seen = 0
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    return await self._ask_index(deadline)
+            except TimeoutError:
+                log.debug("nobody said in time how new a read must be")
+            except _RETRIED as error:
+                log.debug("a read is tried again", reason=error.message)
+            seen = await self._pause(seen, deadline, is_uncertain=False)
+
+    async def _ask_index(self, deadline: float) -> int:
+        request = pb.ReadIndexRequest()
+        if self._agreement.is_leader:
+            return (await self._control.read_index(request)).index
+        leader = self._other_leader()
+        answer = await self._attempt_elsewhere(leader, "ReadIndex", request, deadline, is_read=True)
+        return int(answer.index)
+
     async def _write(self, method: str, request: M) -> object:
         asked = type(request)()
         asked.CopyFrom(request)
         asked.operation_id = request.operation_id or new_id(self._rng)
-        deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
+        deadline = self._deadline()
         is_uncertain = False
         seen = 0
         while True:
@@ -165,12 +228,15 @@ class ForwardingControl:
                 local = _FIRST_CAPITALS.sub(r"_\1", method).lower()
                 return await getattr(self._control, local)(request)
         except TimeoutError:
-            raise UnknownOutcome(OUTCOME_UNKNOWN) from None
+            raise no_leader(self._agreement, self._control.hostname_of, is_uncertain=True) from None
 
     async def _attempt_elsewhere(
-        self, leader: pb.RaftMember, method: str, request: object, deadline: float
+        self, leader: pb.RaftMember, method: str, request: object, deadline: float, *, is_read: bool = False
     ) -> Any:
-        """Asks `leader`, but only until another one is known: it may be gone without a sign."""
+        """Asks `leader`, but only until another one is known: it may be gone without a sign.
+
+        What is only read can be asked again, so it is not waited for while nobody leads.
+        """
         remaining = max(deadline - asyncio.get_running_loop().time(), 0.001)
         stub_method = getattr(self._connect(leader), method)
         answer = asyncio.ensure_future(call(stub_method, request, timeout=remaining))
@@ -179,7 +245,7 @@ class ForwardingControl:
             # Nearly every answer comes before it is worth looking out for another leader.
             await asyncio.wait(waits, timeout=PAUSE_SECONDS)
             if not answer.done():
-                waits.append(asyncio.ensure_future(self._is_succeeded(leader)))
+                waits.append(asyncio.ensure_future(self._is_succeeded(leader, by_nobody=is_read)))
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
@@ -189,12 +255,12 @@ class ForwardingControl:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
-    async def _is_succeeded(self, leader: pb.RaftMember) -> None:
-        """Returns once a manager other than `leader` leads."""
+    async def _is_succeeded(self, leader: pb.RaftMember, *, by_nobody: bool) -> None:
+        """Returns once a manager other than `leader` leads, or also, with `by_nobody`, none."""
         seen = 0
         while True:
             current = self._agreement.leader
-            if current is not None and current.node_id != leader.node_id:
+            if by_nobody if current is None else current.node_id != leader.node_id:
                 return
             seen = await self._agreement.leadership(seen)
 
@@ -208,8 +274,8 @@ class ForwardingControl:
     async def _pause(self, seen: int, deadline: float, *, is_uncertain: bool) -> int:
         """Waits for news of the leadership, or a little. Raises what the user is told after the deadline."""
         now = asyncio.get_running_loop().time()
-        if now >= deadline:
-            raise UnknownOutcome(OUTCOME_UNKNOWN) if is_uncertain else Unavailable(NO_LEADER)
+        if now >= deadline or is_certainly_lost(self._agreement):
+            raise no_leader(self._agreement, self._control.hostname_of, is_uncertain=is_uncertain)
         try:
             async with asyncio.timeout_at(min(now + PAUSE_SECONDS, deadline)):
                 return await self._agreement.leadership(seen)

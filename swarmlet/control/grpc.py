@@ -17,14 +17,18 @@ import structlog
 from swarmlet.api import pb
 from swarmlet.api.errors import NotLeader, SwarmletError, Unavailable, UnknownOutcome, from_code
 from swarmlet.api.v1 import control_pb2_grpc
-from swarmlet.api.wire import LEADER_TRAILER
+from swarmlet.api.wire import LEADER_TRAILER, MAJORITY_LOST_TRAILER, STALE_METADATA
 from swarmlet.control.interface import ControlInterface
+from swarmlet.control.majority import MajorityLost, MajorityLostMeanwhile
+from swarmlet.control.terms import Terms
 
 log = structlog.get_logger(__name__)
 
 ANSWER_TRAILER = "swarmlet-answer"
 """On every error that Control itself gave, as against one that gRPC made of a lost connection."""
 INTERNAL_ERROR = "internal error; see the daemon's log"
+ANSWER_SECONDS_MAX = 0.5
+"""Kept of a caller's time so that the reason why there is no answer still reaches him."""
 
 R = TypeVar("R")
 
@@ -89,61 +93,77 @@ def error_of(error: grpc.aio.AioRpcError) -> SwarmletError:
 
 
 class ControlServicer(control_pb2_grpc.ControlServicer):
-    """Answers with whatever `control` is at the moment of the call."""
+    """Answers with whatever `control` gives, at the moment of a call, for the caller's terms."""
 
-    def __init__(self, control: Callable[[], ControlInterface]) -> None:
+    def __init__(self, control: Callable[[Terms], ControlInterface]) -> None:
         self._control = control
 
+    def _asked(self, context: _Context) -> ControlInterface:
+        return self._control(_terms(context))
+
     async def GetCluster(self, request: pb.GetClusterRequest, context: Any) -> pb.GetClusterResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().get_cluster(request))
+        return await _answer(context, lambda: self._asked(context).get_cluster(request))
 
     async def UpdateCluster(self, request: pb.UpdateClusterRequest, context: Any) -> pb.UpdateClusterResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().update_cluster(request))
+        return await _answer(context, lambda: self._asked(context).update_cluster(request))
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().list_nodes(request))
+        return await _answer(context, lambda: self._asked(context).list_nodes(request))
 
     async def GetNode(self, request: pb.GetNodeRequest, context: Any) -> pb.GetNodeResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().get_node(request))
+        return await _answer(context, lambda: self._asked(context).get_node(request))
 
     async def UpdateNode(self, request: pb.UpdateNodeRequest, context: Any) -> pb.UpdateNodeResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().update_node(request))
+        return await _answer(context, lambda: self._asked(context).update_node(request))
 
     async def RemoveNode(self, request: pb.RemoveNodeRequest, context: Any) -> pb.RemoveNodeResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().remove_node(request))
+        return await _answer(context, lambda: self._asked(context).remove_node(request))
 
     async def ListServices(self, request: pb.ListServicesRequest, context: Any) -> pb.ListServicesResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().list_services(request))
+        return await _answer(context, lambda: self._asked(context).list_services(request))
 
     async def GetService(self, request: pb.GetServiceRequest, context: Any) -> pb.GetServiceResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().get_service(request))
+        return await _answer(context, lambda: self._asked(context).get_service(request))
 
     async def CreateService(self, request: pb.CreateServiceRequest, context: Any) -> pb.CreateServiceResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().create_service(request))
+        return await _answer(context, lambda: self._asked(context).create_service(request))
 
     async def UpdateService(self, request: pb.UpdateServiceRequest, context: Any) -> pb.UpdateServiceResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().update_service(request))
+        return await _answer(context, lambda: self._asked(context).update_service(request))
 
     async def RemoveService(self, request: pb.RemoveServiceRequest, context: Any) -> pb.RemoveServiceResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().remove_service(request))
+        return await _answer(context, lambda: self._asked(context).remove_service(request))
 
     async def ListTasks(self, request: pb.ListTasksRequest, context: Any) -> pb.ListTasksResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().list_tasks(request))
+        return await _answer(context, lambda: self._asked(context).list_tasks(request))
 
     async def GetTask(self, request: pb.GetTaskRequest, context: Any) -> pb.GetTaskResponse:  # noqa: N802
-        return await _answer(context, lambda: self._control().get_task(request))
+        return await _answer(context, lambda: self._asked(context).get_task(request))
+
+    async def ReadIndex(self, request: pb.ReadIndexRequest, context: Any) -> pb.ReadIndexResponse:  # noqa: N802
+        return await _answer(context, lambda: self._asked(context).read_index(request))
 
     async def Watch(self, request: pb.WatchRequest, context: Any) -> AsyncIterator[pb.WatchResponse]:  # noqa: N802
-        async with aclosing(_answers(context, lambda: self._control().watch(request))) as responses:
+        async with aclosing(_answers(context, lambda: self._asked(context).watch(request))) as responses:
             async for response in responses:
                 yield response
 
     async def ServiceLogs(  # noqa: N802
         self, request: pb.ServiceLogsRequest, context: Any
     ) -> AsyncIterator[pb.ServiceLogsResponse]:
-        async with aclosing(_answers(context, lambda: self._control().service_logs(request))) as responses:
+        async with aclosing(
+            _answers(context, lambda: self._asked(context).service_logs(request))
+        ) as responses:
             async for response in responses:
                 yield response
+
+
+def _terms(context: _Context) -> Terms:
+    asked = dict(context.invocation_metadata() or ())
+    remaining = context.time_remaining()
+    if remaining is None:
+        return Terms(is_stale=STALE_METADATA in asked)
+    return Terms(is_stale=STALE_METADATA in asked, seconds=remaining - min(ANSWER_SECONDS_MAX, remaining / 2))
 
 
 async def _answer(context: _Context, ask: Callable[[], Awaitable[R]]) -> R:
@@ -168,6 +188,8 @@ async def _abort(context: _Context, error: Exception) -> None:
     trailers = [(ANSWER_TRAILER, "1")]
     if isinstance(error, NotLeader):
         trailers.append((LEADER_TRAILER, error.leader_address))
+    if isinstance(error, (MajorityLost, MajorityLostMeanwhile)):
+        trailers.append((MAJORITY_LOST_TRAILER, "1"))
     context.set_trailing_metadata(tuple(trailers))
     if isinstance(error, SwarmletError):
         await context.abort(error.code, error.message)

@@ -63,6 +63,8 @@ class Presenter:
         if self._agreement.is_leader:
             reached = node.id in self._agreement.reachable()
             return pb.REACHABILITY_REACHABLE if reached else pb.REACHABILITY_UNREACHABLE
+        if self._agreement.leader is None and node.id in self._agreement.unreachable():
+            return pb.REACHABILITY_UNREACHABLE
         # Only the leader talks to everybody; a follower goes by what it is told.
         lost = node.status.state == pb.NODE_STATE_DOWN or stored == pb.REACHABILITY_UNREACHABLE
         return pb.REACHABILITY_UNREACHABLE if lost else pb.REACHABILITY_REACHABLE

@@ -15,6 +15,7 @@ import grpc.aio
 from swarmlet.api import pb
 from swarmlet.api.errors import from_code
 from swarmlet.api.v1.control_pb2_grpc import ControlStub, LocalSwarmStub
+from swarmlet.api.wire import STALE_METADATA
 
 T = TypeVar("T")
 
@@ -52,7 +53,10 @@ class NodeClient:
         return await told(self.local.Info(request, timeout=timeout, wait_for_ready=wait))
 
     async def nodes(self, *, timeout: float) -> list[pb.Node]:
-        return list((await told(self.control.ListNodes(pb.ListNodesRequest(), timeout=timeout))).nodes)
+        """The nodes as this one sees them, also when it is cut off from the others."""
+        stale = ((STALE_METADATA, "1"),)
+        call = self.control.ListNodes(pb.ListNodesRequest(), timeout=timeout, metadata=stale)
+        return list((await told(call)).nodes)
 
     async def services(self, *, timeout: float) -> list[pb.Service]:
         request = pb.ListServicesRequest(status=True)

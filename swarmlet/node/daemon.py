@@ -30,6 +30,7 @@ from swarmlet.control.absent import MANAGER_NOT_READY, NOT_IN_SWARM, WORKER, Abs
 from swarmlet.control.grpc import ControlServicer
 from swarmlet.control.initial import write_initial_cluster
 from swarmlet.control.interface import ControlInterface
+from swarmlet.control.terms import Terms
 from swarmlet.node.advertise import advertise_address
 from swarmlet.node.config import DaemonConfig
 from swarmlet.node.localswarm import LocalSwarmServicer
@@ -143,7 +144,7 @@ class Daemon:
         _remove_stale_socket(path)
         server = grpc.aio.server(options=list(SERVER_OPTIONS))
         control_pb2_grpc.add_LocalSwarmServicer_to_server(LocalSwarmServicer(self), server)
-        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(lambda: self.control), server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self.control), server)
         # The file is made by gRPC: nobody else may have it, not even for a moment.
         before = os.umask(0o177)
         try:
@@ -157,13 +158,12 @@ class Daemon:
 
     # ---- what the local socket offers
 
-    @property
-    def control(self) -> ControlInterface:
-        """The door to the cluster as this node has it now."""
+    def control(self, terms: Terms) -> ControlInterface:
+        """The door to the cluster as this node has it now, for a caller with these terms."""
         if self._swarm is None:
             return AbsentControl(NOT_IN_SWARM)
         if self._swarm.manager is not None:
-            return self._swarm.manager.control
+            return self._swarm.manager.control.under(terms)
         is_manager = self._swarm.identity.role == pb.NODE_ROLE_MANAGER
         return AbsentControl(MANAGER_NOT_READY if is_manager else WORKER)
 

@@ -160,7 +160,7 @@ class Manager:
         dispatcher_pb2_grpc.add_DispatcherServicer_to_server(
             DispatcherService(self._dispatcher, self._broker, leader_address=self._leader_address), server
         )
-        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(lambda: self._control), server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(lambda _: self._control), server)
         ca_pb2_grpc.add_CertificatesServicer_to_server(_CertificatesServicer(self._certificates), server)
         try:
             server.add_secure_port(join_address(host, port), server_credentials(self._identity))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -13,8 +13,10 @@ import grpc.aio
 from swarmlet.api import pb
 from swarmlet.api.v1 import control_pb2_grpc
 from swarmlet.control.control import Control
+from swarmlet.control.forward import ForwardingControl
 from swarmlet.control.grpc import ControlServicer
 from swarmlet.control.interface import ControlInterface
+from swarmlet.control.terms import Terms
 from swarmlet.store.store import Store, Transaction
 from swarmlet.store.tables import StoredObject, T
 from tests.builders import NOW, an_id, make_store
@@ -34,6 +36,7 @@ class FakeAgreement:
         self.is_leader = True
         self.term = 1
         self.reached = {m.node_id for m in self.members}
+        self.lost: dict[str, float] = {}
         self.barriers = 0
         self.applied = 0
         self.applied_waits: list[int] = []
@@ -46,6 +49,9 @@ class FakeAgreement:
 
     def reachable(self) -> frozenset[str]:
         return frozenset(self.reached if self.is_leader else ())
+
+    def unreachable(self) -> Mapping[str, float]:
+        return self.lost
 
     def elect(self, node_id: str | None) -> None:
         self.leader = None if node_id is None else member(node_id)
@@ -167,6 +173,10 @@ def with_image(service: pb.Service, image: str) -> pb.ServiceSpec:
     return spec
 
 
+def under(control: ControlInterface, terms: Terms) -> ControlInterface:
+    return control.under(terms) if isinstance(control, ForwardingControl) else control
+
+
 class Servers:
     """In-process gRPC servers, by address."""
 
@@ -177,7 +187,7 @@ class Servers:
     async def __call__(self, control: ControlInterface) -> AsyncIterator[str]:
         """Serves on a free port of the loopback for as long as the block lasts, or until `stop`."""
         server = grpc.aio.server()
-        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(lambda: control), server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(lambda t: under(control, t)), server)
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         self._running[address] = server

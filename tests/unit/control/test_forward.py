@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
 
 import grpc.aio
 import pytest
@@ -15,11 +13,11 @@ from swarmlet.api.errors import Conflict, NotFound, NotLeader, SwarmletError, Un
 from swarmlet.api.v1 import control_pb2_grpc
 from swarmlet.control import forward as forward_module
 from swarmlet.control.absent import AbsentControl
-from swarmlet.control.forward import NO_LEADER, OUTCOME_UNKNOWN, ForwardingControl
-from tests.builders import a_node, a_service, a_task
+from swarmlet.control.majority import NO_LEADER, OUTCOME_UNKNOWN
+from tests.builders import a_node, a_service
 from tests.unit.control.fakes import Desk, FakeAgreement, a_spec, make_desk, serving
+from tests.unit.control.fronts import MEMBERS, Front, Memory, a_front, a_leader
 
-MEMBERS = ["one", "two", "three"]
 BOTH = pb.LogOptions(stdout=True, stderr=True)
 
 
@@ -28,53 +26,6 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward_module, "DEADLINE_SECONDS", 5.0)
     monkeypatch.setattr(forward_module, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(forward_module, "APPLIED_SECONDS", 0.2)
-
-
-class Memory:
-    """A stub without a network: calls a Control in the same process."""
-
-    def __init__(self, control: object) -> None:
-        self._control = control
-
-    def __getattr__(self, name: str) -> Callable[..., object]:
-        local = "".join("_" + c.lower() if c.isupper() else c for c in name).removeprefix("_")
-
-        def method(request: object, *, timeout: float | None = None) -> object:
-            return getattr(self._control, local)(request)
-
-        return method
-
-
-class Front:
-    """Manager "one" with its own state, and who answers under the other managers' names."""
-
-    def __init__(self, own: Desk) -> None:
-        self.own = own
-        self.others: dict[str, object] = {}
-        self.agreement = own.agreement
-        self.door = ForwardingControl(
-            own.control, agreement=own.agreement, connect=self._connect, rng=random.Random("front")
-        )
-
-    def _connect(self, leader: pb.RaftMember) -> object:
-        return self.others[leader.node_id]
-
-    async def create(self, name: str = "web", operation_id: str = "") -> pb.CreateServiceResponse:
-        return await self.door.create_service(
-            pb.CreateServiceRequest(spec=a_spec(name), operation_id=operation_id)
-        )
-
-
-def a_front(*objects: pb.Service | pb.Node | pb.Task, leader: str | None = "two") -> Front:
-    front = Front(make_desk(*objects, agreement=FakeAgreement("one", MEMBERS)))
-    front.agreement.elect(leader)
-    return front
-
-
-def a_leader(front: Front, name: str = "two") -> Desk:
-    desk = make_desk(agreement=FakeAgreement(name, MEMBERS))
-    front.others[name] = Memory(desk.control)
-    return desk
 
 
 class Scripted(AbsentControl):
@@ -162,22 +113,6 @@ async def test_every_write_is_forwarded() -> None:
     cluster = leader.store.view.cluster()
     assert cluster is not None
     assert cluster.spec.labels == {"a": "b"}
-
-
-async def test_reads_are_answered_here() -> None:
-    web = a_service("web", id="w")
-    front = a_front(web, a_task(web, id="t"), a_node("alpha", id="one"), leader=None)
-
-    assert (await front.door.list_services(pb.ListServicesRequest())).services[0].id == "w"
-    assert (await front.door.get_service(pb.GetServiceRequest(reference="web"))).service.id == "w"
-    assert (await front.door.list_tasks(pb.ListTasksRequest())).tasks[0].id == "t"
-    assert (await front.door.get_task(pb.GetTaskRequest(reference="t"))).task.id == "t"
-    assert (await front.door.list_nodes(pb.ListNodesRequest())).nodes[0].id == "one"
-    assert (await front.door.get_node(pb.GetNodeRequest(reference="self"))).node.id == "one"
-    with pytest.raises(Unavailable, match="does not know the cluster yet"):
-        await front.door.get_cluster(pb.GetClusterRequest())
-    async with aclosing(front.door.watch(pb.WatchRequest(kinds=["service"]))) as responses:
-        assert len((await anext(responses)).events) == 1
 
 
 @pytest.mark.parametrize("error", [NotFound("none"), Conflict("update out of sequence")])
