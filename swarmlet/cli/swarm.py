@@ -68,6 +68,8 @@ def init(
     )
     with connect(options) as client:
         answer = client.once(client.local.Init, request, max(LOCAL_SECONDS, options.timeout_seconds))
+    for warning in answer.warnings:
+        click.echo(f"WARNING: {warning}", err=True)
     click.echo(f"Swarm initialized: current node ({answer.node_id}) is now a manager.\n")
     _print_join_command("worker", answer.worker_join_token, answer.join_address)
     click.echo(

@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,10 @@ from swarmlet.control.initial import write_initial_cluster
 from swarmlet.control.interface import ControlInterface
 from swarmlet.control.terms import Terms
 from swarmlet.node.advertise import advertise_address
+from swarmlet.node.backup import backup, received
+from swarmlet.node.cautions import lone_manager_warnings, manager_leave_warning
 from swarmlet.node.config import DaemonConfig
+from swarmlet.node.disaster import found_from_backup, make_group_of_one, new_identity, restored_store
 from swarmlet.node.localswarm import LocalSwarmServicer
 from swarmlet.node.logs import configure_logging
 from swarmlet.node.runtimes import choose_runtime
@@ -190,9 +194,9 @@ class Daemon:
 
     async def init(self, request: pb.SwarmInitRequest) -> pb.SwarmInitResponse:
         """Makes a new swarm with this node as its first manager."""
+        if request.force_new_cluster:
+            return await self._make_alone(request.advertise_addr)
         async with self._outside_a_swarm():
-            if request.force_new_cluster:
-                raise FailedPrecondition("--force-new-cluster is not supported by this version")
             address = self._advertise(request.advertise_addr)
             root = RootCA.create(self._now())
             identity = await asyncio.to_thread(self._self_signed, root)
@@ -276,20 +280,127 @@ class Daemon:
             if swarm is None:
                 raise Unavailable("This node is not part of a swarm")
             if swarm.manager is not None and not request.force:
-                raise FailedPrecondition(_manager_leave_warning(swarm))
+                raise FailedPrecondition(manager_leave_warning(swarm))
             await swarm.leave_group()
             await swarm.remove_tasks()
             await self._abandon()
 
+    # ---- disasters
+
+    async def _make_alone(self, advertise_addr: str) -> pb.SwarmInitResponse:
+        """Goes on as the only manager, from this manager's own state; tasks here run on."""
+        async with self._alone_at_work():
+            swarm = self._swarm
+            if swarm is None:
+                raise FailedPrecondition(NOT_IN_SWARM)
+            if swarm.manager is None:
+                raise FailedPrecondition(WORKER)
+            before = swarm.membership
+            address = self._advertise(advertise_addr) if advertise_addr else before.advertise_addr
+            warnings = lone_manager_warnings(swarm)
+            others = [a for a in before.managers if a not in (address, before.advertise_addr)]
+            # First: with the log of the old group and the new address this is a manager that moved.
+            membership = replace(before, advertise_addr=address, managers=(address, *others))
+            self._state.save_membership(membership)
+            await self._pause()
+            try:
+                await asyncio.to_thread(
+                    make_group_of_one,
+                    self._state.raft,
+                    node_id=before.node_id,
+                    address=address,
+                    hostname=self._config.hostname,
+                    now=self._now(),
+                    rng=random.SystemRandom(),
+                )
+            except BaseException:
+                self._state.save_membership(before)
+                await self._enter(swarm.identity, before)
+                raise
+            log.warning("this manager goes on alone", was_with=[*before.managers])
+            alone = await self._enter(swarm.identity, membership)
+            return await self._founded(alone, warnings)
+
+    async def _founded(self, swarm: SwarmNode, warnings: Sequence[str]) -> pb.SwarmInitResponse:
+        assert swarm.manager is not None
+        await swarm.manager.wait_until_leading(LEADER_SECONDS)
+        cluster = swarm.manager.store.view.cluster()
+        assert cluster is not None
+        return pb.SwarmInitResponse(
+            node_id=swarm.identity.node_id,
+            worker_join_token=cluster.join_tokens.worker,
+            manager_join_token=cluster.join_tokens.manager,
+            join_address=swarm.membership.advertise_addr,
+            warnings=warnings,
+        )
+
+    async def backup(self) -> AsyncGenerator[pb.BackupResponse, None]:
+        """The cluster's state; on managers only."""
+        swarm = self._swarm
+        if swarm is None:
+            raise FailedPrecondition(NOT_IN_SWARM)
+        if swarm.manager is None:
+            raise FailedPrecondition(WORKER)
+        messages = backup(swarm.manager, cluster_id=swarm.identity.cluster_id, now=self._now)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield message
+
+    async def restore(self, requests: AsyncIterator[pb.RestoreRequest]) -> pb.RestoreResponse:
+        """Makes a swarm with this node as its only manager from a backup."""
+        async with self._outside_a_swarm():
+            first, state = await received(requests)
+            address = self._advertise(first.advertise_addr)
+            now, rng = self._now(), random.SystemRandom()
+            store = await asyncio.to_thread(restored_store, first.header, state, now=now, rng=rng)
+            cluster = store.view.cluster()
+            assert cluster is not None
+            identity = await asyncio.to_thread(new_identity, cluster, now, rng)
+            membership = Membership(identity.node_id, identity.cluster_id, address, (address,))
+            self._state.forget_swarm()
+            try:
+                await asyncio.to_thread(
+                    found_from_backup,
+                    self._state.raft,
+                    first.header,
+                    store,
+                    node_id=identity.node_id,
+                    address=address,
+                    hostname=self._config.hostname,
+                    now=self._now,
+                    rng=rng,
+                )
+                founded = await self._founded(await self._enter(identity, membership), ())
+            except BaseException:
+                await self._abandon()
+                raise
+            self._keep(identity, membership)
+            return pb.RestoreResponse(
+                node_id=founded.node_id,
+                worker_join_token=founded.worker_join_token,
+                manager_join_token=founded.manager_join_token,
+                join_address=founded.join_address,
+            )
+
     # ---- into a swarm and out of it
 
     @contextlib.asynccontextmanager
-    async def _outside_a_swarm(self):  # type: ignore[no-untyped-def]
+    async def _alone_at_work(self):  # type: ignore[no-untyped-def]
         if self._busy.locked():
             raise Unavailable("this node is just joining or leaving a swarm; try again when that is done")
         async with self._busy:
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _outside_a_swarm(self):  # type: ignore[no-untyped-def]
+        async with self._alone_at_work():
             if self._swarm is not None:
                 raise Unavailable(ALREADY_IN_SWARM)
+            if self._state.membership() is not None:
+                raise FailedPrecondition(
+                    "this node is part of a swarm that it could not take up again; "
+                    "its log says why; start the daemon again"
+                )
             yield
 
     async def _enter(
@@ -328,11 +439,15 @@ class Daemon:
         self._state.save_membership(membership)
 
     async def _abandon(self) -> None:
+        await self._pause()
+        self._state.forget_swarm()
+
+    async def _pause(self) -> None:
+        """Ends this process's part in the swarm; the node's tasks and its files stay."""
         swarm, self._swarm = self._swarm, None
         self._swarm_changed.set()
         if swarm is not None:
             await swarm.stop()
-        self._state.forget_swarm()
 
     def _advertise(self, requested: str) -> str:
         return advertise_address(requested or self._config.advertise_addr, self._config.listen_addr)
@@ -343,27 +458,6 @@ class Daemon:
             return self._advertise("")
         except SwarmletError:
             return ""
-
-
-def _manager_leave_warning(swarm: SwarmNode) -> str:
-    assert swarm.manager is not None
-    members = len(swarm.manager.raft.members)
-    text = "You are attempting to leave the swarm on a node that is participating as a manager. "
-    if members == 1:
-        return text + (
-            "Removing the last manager erases all current state of the swarm. "
-            "Use `--force` to ignore this message."
-        )
-    remaining, needed = len(swarm.manager.raft.reachable() or range(members)) - 1, members // 2 + 1
-    if remaining < needed:
-        text += (
-            f"Removing this node leaves {remaining} managers out of {members}. "
-            "Without a Raft quorum your swarm will be inaccessible. "
-        )
-    return text + (
-        "The only way to restore a swarm that has lost consensus is to reinitialize it with "
-        "`--force-new-cluster`. Use `--force` to suppress this message."
-    )
 
 
 def _remove_stale_socket(path: Path) -> None:

@@ -5,7 +5,8 @@ Reached only by whoever may open the socket's file (root and the group that owns
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -27,6 +28,8 @@ class LocalNode(Protocol):
     async def init(self, request: pb.SwarmInitRequest) -> pb.SwarmInitResponse: ...
     async def join(self, request: pb.SwarmJoinRequest) -> pb.SwarmJoinResponse: ...
     async def leave(self, request: pb.SwarmLeaveRequest) -> None: ...
+    def backup(self) -> AsyncGenerator[pb.BackupResponse, None]: ...
+    async def restore(self, requests: AsyncIterator[pb.RestoreRequest]) -> pb.RestoreResponse: ...
 
 
 class LocalSwarmServicer(control_pb2_grpc.LocalSwarmServicer):
@@ -53,6 +56,21 @@ class LocalSwarmServicer(control_pb2_grpc.LocalSwarmServicer):
     ) -> pb.SwarmLeaveResponse:
         await _answer(context, lambda: self._node.leave(request))
         return pb.SwarmLeaveResponse()
+
+    async def Backup(  # noqa: N802 - the service's name
+        self, request: pb.BackupRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.BackupResponse]:
+        try:
+            async with aclosing(self._node.backup()) as responses:
+                async for response in responses:
+                    yield response
+        except SwarmletError as error:
+            await context.abort(error.code, error.message)
+
+    async def Restore(  # noqa: N802 - the service's name
+        self, request_iterator: AsyncIterator[pb.RestoreRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> pb.RestoreResponse:
+        return await _answer(context, lambda: self._node.restore(request_iterator))
 
 
 async def _answer(context: grpc.aio.ServicerContext[Any, Any], call: Callable[[], Awaitable[R]]) -> R:

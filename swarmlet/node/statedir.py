@@ -4,6 +4,7 @@ lock           held while a daemon runs
 node.json      the swarm this node is in (absent: none)
 certificates/  its identity
 raft/          the managers' log and snapshot
+raft.before/   the same, of a group that another one, made anew from one manager, replaced
 worker/        the agent's tasks
 """
 
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from swarmlet.api.errors import FailedPrecondition
-from swarmlet.raft.files import replace_file
+from swarmlet.raft.files import replace_file, sync_directory
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,21 @@ class StateDir:
     def forget_swarm(self) -> None:
         """Removes everything of the swarm; node.json first, so that a crash leaves a node in no swarm."""
         (self.path / "node.json").unlink(missing_ok=True)
-        for directory in (self.certificates, self.raft, self.worker):
+        for directory in (self.certificates, self.raft, self.path / "raft.before", self.worker):
             shutil.rmtree(directory, ignore_errors=True)
+
+    def forget_raft(self, *, keep_aside: bool) -> None:
+        """Makes room for another life as a manager.
+
+        `keep_aside` when a group that was made anew from another manager voted this one
+        out: only these files may know what the old group had agreed on last.
+        """
+        aside = self.path / "raft.before"
+        shutil.rmtree(aside, ignore_errors=True)
+        if keep_aside and self.raft.exists():
+            self.raft.rename(aside)
+            sync_directory(self.path)
+        shutil.rmtree(self.raft, ignore_errors=True)
 
     def close(self) -> None:
         os.close(self._lock)

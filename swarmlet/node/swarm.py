@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -173,7 +172,9 @@ class SwarmNode:
         log.info("this node is no longer a manager")
         self.manager = None
         await manager.stop()
-        await asyncio.to_thread(shutil.rmtree, self._state.raft, ignore_errors=True)
+        # A demoted manager keeps nothing of the cluster's secrets.
+        superseded = manager.raft.core.was_superseded
+        await asyncio.to_thread(self._state.forget_raft, keep_aside=superseded)
         self._wanted_role = pb.NODE_ROLE_WORKER
         self._role_wanted.set()
 

@@ -13,6 +13,9 @@ from swarmlet.raft.engine import CANDIDATE, FOLLOWER, LEADER, EngineState
 
 
 class Elections(EngineState):
+    was_superseded = False
+    """Whether it was a group made anew from another manager that voted this one out."""
+
     def _follow(self, leader: str, term: int, address: str) -> None:
         # A leader's own log is never behind in where it is itself.
         self._note_contact(leader, address)
@@ -100,7 +103,8 @@ class Elections(EngineState):
 
     def _on_removed(self, term: int, generation: int) -> None:
         # One who was let in again since has heard of a later term, or of the newer group.
-        if generation > self.generation or (term >= self.term and generation == self.generation):
+        self.was_superseded = generation > self.generation
+        if self.was_superseded or (term >= self.term and generation == self.generation):
             self.was_removed = True
 
     def _on_vote_reply(self, sender: str, term: int, reply: pb.VoteReply) -> None:

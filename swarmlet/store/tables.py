@@ -100,6 +100,11 @@ class Table(Generic[T]):
         for index in self._by_key.values():
             index.clear()
 
+    def indexes_unlike(self, other: Table[T]) -> list[str]:
+        """Names of the indexes in which two tables of one kind differ."""
+        names = ["name"] if self._by_name != other._by_name else []
+        return names + [name for name, ids in self._by_key.items() if ids != other._by_key[name]]
+
     def _forget_name(self, old: T) -> None:
         name = self.unique_name(old)
         # The name may already be another's, when one transaction passed it on.
