@@ -32,7 +32,6 @@ FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 DATA, NOOP, MEMBERSHIP = b"\x00", b"\x01", b"\x02"
 """First byte of a command; 0-2 are PySyncObj's own numbers for the same."""
 
-ENTRIES_FOR_SLOW_FOLLOWERS = 500
 ENTRIES_FOR_TRANSFERS_MAX = 50_000
 """Kept behind a snapshot while a follower that is sent one needs what comes after it."""
 CONTACTS_MAX = 8
@@ -48,6 +47,9 @@ class RaftSettings:
     snapshot_entries: int = 10_000
     """Applied entries after which the log is folded into a snapshot."""
     snapshot_bytes: int = 32 << 20
+    snapshot_chunk_bytes: int = 256 << 10
+    slow_follower_entries: int = 500
+    """Kept behind a snapshot: cheaper for a follower that is a little behind."""
 
 
 class Outcome(Enum):
@@ -406,7 +408,7 @@ class EngineState(SyncObj):  # type: ignore[misc]
         self._configurations = [covered, *(c for c in self._configurations if c[0] > last_index)]
         # A snapshot that is on its way to somebody is worth nothing without what follows it.
         wanted = min((t.last_index for t in self._transfers.values()), default=last_index)
-        keep_from = min(last_index - ENTRIES_FOR_SLOW_FOLLOWERS, wanted)
+        keep_from = min(last_index - self._settings.slow_follower_entries, wanted)
         keep_from = max(self._journal[0][1], keep_from, last_index - ENTRIES_FOR_TRANSFERS_MAX)
         self._journal.deleteEntriesTo(keep_from - self._journal[0][1])
 

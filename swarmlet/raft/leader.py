@@ -20,7 +20,6 @@ APPEND_BYTES_MAX = 1 << 20
 APPEND_ENTRIES_MAX = 1024
 IN_FLIGHT_BYTES_MAX = 16 << 20
 ENTRY_OVERHEAD_BYTES = 32
-SNAPSHOT_CHUNK_BYTES = 256 << 10
 LEARNER_LAG_ENTRIES_MAX = 200
 
 log = structlog.get_logger(__name__)
@@ -155,7 +154,7 @@ class Leading(Elections):
             data = self._read_snapshot()
             transfer = SnapshotTransfer(data, self._snapshot_index, self._snapshot_term())
             self._transfers[peer] = transfer
-            self._send_chunk(peer, transfer, SNAPSHOT_CHUNK_BYTES)
+            self._send_chunk(peer, transfer, self._settings.snapshot_chunk_bytes)
         else:
             # Says that the leader is alive; the next part follows the reply to the last.
             self._send_chunk(peer, transfer, 0)
@@ -181,7 +180,7 @@ class Leading(Elections):
             return
         if reply.next_offset != transfer.acknowledged and reply.next_offset < len(transfer.data):
             transfer.acknowledged = reply.next_offset
-            self._send_chunk(sender, transfer, SNAPSHOT_CHUNK_BYTES)
+            self._send_chunk(sender, transfer, self._settings.snapshot_chunk_bytes)
 
     def _snapshot_term(self) -> int:
         entry = self._entry(self._snapshot_index)

@@ -286,9 +286,9 @@ class RaftNode:
             async with asyncio.timeout(self._settings.election_seconds_max):
                 asked = False
                 while self.core.state == LEADER:
-                    if not asked:
-                        asked = self.core.transfer_leadership(target)
-                    self._wake.set()
+                    if not asked and self.core.transfer_leadership(target):
+                        asked = True
+                        self._wake.set()
                     await self._waiters.next_round()
                 return asked
         except TimeoutError:

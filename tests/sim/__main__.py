@@ -12,7 +12,8 @@ import time
 import structlog
 
 from tests.sim.clock import run_virtually
-from tests.sim.raftworld import World, random_run
+from tests.sim.faults import random_run
+from tests.sim.raftworld import World
 
 
 def main() -> int:

@@ -1,9 +1,10 @@
 """A group of managers' raft in one process: real `RaftNode`s, simulated disks, links and faults.
 
-One seed is one schedule. A disk keeps what was synced; a crash loses the rest, and a
-random part of what was on its way. Links are FIFO; a broken connection loses what is
-in flight. Everything acknowledged, and everything refused for certain, is remembered
-and compared with what all managers hold in the end.
+One seed is one schedule. A disk keeps what was synced; a crash loses the rest, before
+or after a sync that is under way. Each direction between two managers is a connection
+of its own, FIFO; when it breaks, what is in flight is lost. Everything acknowledged,
+everything refused for certain and everything read is remembered and compared with
+what all managers hold in the end.
 """
 
 from __future__ import annotations
@@ -11,86 +12,38 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 from swarmlet.api import pb
-from swarmlet.api.errors import SwarmletError, UnknownOutcome
-from swarmlet.raft.engine import LEADER, MEMBERSHIP, NOOP, RaftSettings
-from swarmlet.raft.journal import Entry, Journal
+from swarmlet.api.errors import NotLeader, SwarmletError, UnknownOutcome
+from swarmlet.raft.engine import LEADER, RaftSettings
 from swarmlet.raft.node import RaftFiles, RaftNode, RaftStopped
-from swarmlet.raft.snapshot import Snapshot, SnapshotFile, decode
+from tests.sim.disks import Disk, DiskFiles
 
-
-@dataclass
-class Disk:
-    """What survives a crash."""
-
-    entries: list[Entry] = field(default_factory=list)
-    term: int = 0
-    vote: str | None = None
-    commit: int = 1
-    snapshot: bytes | None = None
-
-
-class DiskJournal(Journal):
-    """The journal's interface over a simulated disk: nothing is durable but by `sync`."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._entries = list(disk.entries)
-        self._term, self._vote = disk.term, disk.vote
-        self._commit_index = self._commit_recorded = disk.commit
-        self._pending = []
-        self._term_pending = False
-        self._rewrite = False
-
-    def sync(self) -> None:
-        self._disk.entries = list(self._entries)
-        self._disk.term, self._disk.vote = self._term, self._vote
-        self._disk.commit = self._commit_recorded
-        self._pending.clear()
-        self._rewrite = self._term_pending = False
-
-    def close(self) -> None:
-        pass
-
-
-class DiskSnapshots:
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-
-    def load(self) -> Snapshot | None:
-        return None if self._disk.snapshot is None else decode(self._disk.snapshot, "simulated snapshot")
-
-    def read(self) -> bytes:
-        assert self._disk.snapshot is not None
-        return self._disk.snapshot
-
-    def write(self, encoded: bytes) -> None:
-        self._disk.snapshot = encoded
-
-
-class DiskFiles:
-    def __init__(self, disk: Disk) -> None:
-        self.snapshot_file = cast(SnapshotFile, DiskSnapshots(disk))
-        self.snapshot = self.snapshot_file.load()
-        self.journal = DiskJournal(disk)
+RETRY_SECONDS_MAX = 0.5
 
 
 class ListMachine:
-    """An append-only list: the result of an append is its position, so results can be checked."""
+    """An append-only list without repetitions: the result of an append is its position.
+
+    As in the store, an operation that comes again (its caller did not know whether it was
+    done) is not done again.
+    """
 
     def __init__(self, world: World, name: str) -> None:
         self.operations: list[bytes] = []
+        self._positions: dict[bytes, int] = {}
         self._world = world
         self._name = name
 
     def apply(self, index: int, data: bytes) -> int:
         self._world.applied(self._name, index, data)
-        self.operations.append(data)
-        return len(self.operations)
+        if data not in self._positions:
+            self.operations.append(data)
+            self._positions[data] = len(self.operations)
+        return self._positions[data]
 
     def snapshot(self) -> Callable[[], bytes]:
         copy = list(self.operations)
@@ -98,6 +51,7 @@ class ListMachine:
 
     def restore(self, index: int, data: bytes) -> None:
         self.operations = data.split(b"\n") if data else []
+        self._positions = {o: number + 1 for number, o in enumerate(self.operations)}
 
 
 class SimTransport:
@@ -108,9 +62,9 @@ class SimTransport:
 
     def set_peers(self, peers: Mapping[str, str]) -> None:
         gone, self.peers = self.peers - peers.keys(), set(peers)
-        for peer in gone:
+        for peer in sorted(gone):
             self._world.set_connected(self._name, peer, False)
-        for peer in self.peers:
+        for peer in sorted(self.peers):
             self._world.connect(self._name, peer)
 
     def send(self, peer: str, message: pb.RaftMessage) -> None:
@@ -146,13 +100,18 @@ class Acknowledged:
 
 
 class World:
-    """Managers n0, n1, ... on the running (virtual) loop."""
+    """Managers n0, n1, ... on the running (virtual) loop. The first `size` begin as members."""
 
-    def __init__(self, rng: random.Random, *, size: int = 3, settings: RaftSettings | None = None) -> None:
+    def __init__(
+        self, rng: random.Random, *, size: int = 3, spare: int = 0, settings: RaftSettings | None = None
+    ) -> None:
         self.rng = rng
-        self.names = [f"n{i}" for i in range(size)]
+        self.names = [f"n{i}" for i in range(size + spare)]
+        self.founders = self.names[:size]
         self.settings = settings or RaftSettings(
-            snapshot_entries=rng.choice([10, 40, 10_000]), heartbeat_seconds=0.1
+            snapshot_entries=rng.choice([10, 40, 10_000]),
+            snapshot_chunk_bytes=rng.choice([50, 300, 256 << 10]),
+            slow_follower_entries=rng.choice([0, 3, 500]),
         )
         self.delay_seconds = rng.choice([0.005, 0.02, 0.1])
         self.sync_seconds = rng.choice([0.0, 0.002, 0.02])
@@ -165,23 +124,18 @@ class World:
         self.refused: set[bytes] = set()
         self.leaders: dict[int, str] = {}
         self.clients: set[asyncio.Task[None]] = set()
+        self.to_be_removed: set[str] = set()
         self._applied: dict[int, tuple[str, bytes]] = {}
 
     # ---- life and death
 
     def found(self) -> None:
-        """Every manager's disk begins with the same log that names all of them."""
-        for disk in self.disks.values():
-            disk.entries = [(NOOP, 1, 0)]
-            for number, name in enumerate(self.names):
-                change = pb.MembershipChange(
-                    action=pb.MembershipChange.ADD, member=pb.RaftMember(node_id=name, address=name)
-                )
-                disk.entries.append((MEMBERSHIP + change.SerializeToString(), number + 2, 1))
-            disk.term = 1
-            disk.commit = len(self.names) + 1
+        """The founders' disks begin with the same log that names all of them."""
+        for name in self.founders:
+            self.disks[name].found(self.founders)
 
     def start(self, name: str) -> None:
+        """Begins or comes back with what is on its disk."""
         if name in self.managers:
             return
         disk = self.disks[name]
@@ -198,17 +152,37 @@ class World:
         )
         task = asyncio.create_task(self._run(name, node), name=name)
         self.managers[name] = Manager(name, disk, node, machine, transport, task)
+        self._let_pause(self.managers[name])
+
+    def _let_pause(self, manager: Manager) -> None:
+        """A paused process does nothing, and does what is overdue when it goes on."""
+        round_ = manager.node._round
+
+        async def round_unless_paused() -> None:
+            while manager.paused_until > self.time():  # noqa: ASYNC110 - it may be paused anew
+                await asyncio.sleep(manager.paused_until - self.time())
+            await round_()
+
+        manager.node._round = round_unless_paused  # type: ignore[method-assign]
 
     async def _run(self, name: str, node: RaftNode) -> None:
         try:
             await node.run()
         except RaftStopped as error:
             self.violations.append(f"{name} stopped: {error}")
+            return
+        # It was voted out; its owner throws its state away.
+        if name not in self.to_be_removed:
+            self.violations.append(f"{name} was told that it is removed, and nobody asked for it")
+        self.crash(name)
+        self.disks[name] = Disk()
 
     async def _in_thread(self, call: Callable[[], object]) -> object:
-        # A crash may come in here, before the disk has it.
+        # A crash may come in here: before the disk has it, or after and before anybody knows.
         await asyncio.sleep(self.rng.uniform(0, self.sync_seconds))
-        return call()
+        result = call()
+        await asyncio.sleep(self.rng.uniform(0, self.sync_seconds))
+        return result
 
     def crash(self, name: str) -> None:
         """Power loss: what is not synced is gone, and some of what was just sent."""
@@ -236,12 +210,18 @@ class World:
     # ---- connections
 
     def connect(self, a: str, b: str) -> None:
-        """Both directions come up if both sides want each other and nothing is between them."""
-        if a not in self.managers or b not in self.managers or frozenset((a, b)) in self.separated:
+        """From `a` to `b`, now or, while it cannot be, some time later."""
+        manager = self.managers.get(a)
+        if manager is None or b not in manager.transport.peers or self.links[a, b].connected:
             return
-        if b in self.managers[a].transport.peers and a in self.managers[b].transport.peers:
+        if b in self.managers and frozenset((a, b)) not in self.separated:
             self.set_connected(a, b, True)
-            self.set_connected(b, a, True)
+        else:
+            self._later(self.rng.uniform(0.05, RETRY_SECONDS_MAX), self._connect_again, a, b, manager)
+
+    def _connect_again(self, a: str, b: str, caller: Manager) -> None:
+        if self.managers.get(a) is caller:
+            self.connect(a, b)
 
     def set_connected(self, a: str, b: str, up: bool) -> None:
         link = self.links[a, b]
@@ -251,28 +231,38 @@ class World:
         link.in_flight.clear()
         link.epoch += 1
         manager = self.managers.get(a)
-        if manager is not None:
-            (manager.node.on_connected if up else manager.node.on_disconnected)(b)
+        if manager is None:
+            return
+        if up:
+            manager.node.on_connected(b)
+        else:
+            manager.node.on_disconnected(b)
+            self._later(self.rng.uniform(0.05, RETRY_SECONDS_MAX), self._connect_again, a, b, manager)
 
     def break_connection(self, a: str, b: str) -> None:
-        for x, y in ((a, b), (b, a)):
-            self.links[x, y].in_flight.clear()
-            self._later(self.rng.uniform(0, 0.5), self.set_connected, x, y, False)
+        """One direction; noticed a little later."""
+        self.links[a, b].in_flight.clear()
+        self._later(self.rng.uniform(0, 0.5), self.set_connected, a, b, False)
 
     def separate(self, a: str, b: str) -> None:
         self.separated.add(frozenset((a, b)))
         self.break_connection(a, b)
+        self.break_connection(b, a)
 
     def reconnect(self, a: str, b: str) -> None:
         self.separated.discard(frozenset((a, b)))
         for x, y in ((a, b), (b, a)):
             self.links[x, y].stalled_until = 0.0
             self.set_connected(x, y, False)
-        self.connect(a, b)
+            self.connect(x, y)
 
     def stall(self, a: str, b: str, seconds: float) -> None:
         link = self.links[a, b]
         link.stalled_until = max(link.stalled_until, self.time() + seconds)
+
+    def pause(self, name: str, seconds: float) -> None:
+        if name in self.managers:
+            self.managers[name].paused_until = self.time() + seconds
 
     # ---- messages
 
@@ -303,26 +293,91 @@ class World:
 
     # ---- clients
 
-    def submit(self, name: str, operation: bytes) -> None:
-        manager = self.managers.get(name)
-        if manager is not None:
-            task = asyncio.create_task(self._client(manager.node, operation))
-            self.clients.add(task)
-            task.add_done_callback(self.clients.discard)
+    def spawn(self, client: object) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(client)  # type: ignore[arg-type]
+        self.clients.add(task)
+        task.add_done_callback(self.clients.discard)
 
-    async def _client(self, node: RaftNode, operation: bytes) -> None:
+    def submit(self, name: str, operation: bytes, *, retries: int = 0) -> None:
+        self.spawn(self._write(name, operation, retries))
+
+    async def _write(self, name: str, operation: bytes, retries: int) -> None:
+        """Tries again, anywhere, while the outcome is unknown; a certain refusal then means nothing."""
         began = self.time()
+        may_be_done = False
+        for _ in range(retries + 1):
+            manager = self.managers.get(name)
+            name = self.rng.choice(self.names)
+            if manager is None:
+                await asyncio.sleep(self.rng.uniform(0.05, 0.5))
+                continue
+            try:
+                position = await manager.node.propose(operation)
+            except UnknownOutcome:
+                may_be_done = True
+                continue
+            except SwarmletError:
+                if not may_be_done:
+                    self.refused.add(operation)
+                    return
+                await asyncio.sleep(self.rng.uniform(0.05, 0.5))
+                continue
+            assert isinstance(position, int)
+            self.acknowledged[operation] = Acknowledged(position, began, self.time())
+            return
+
+    def read(self, name: str) -> None:
+        self.spawn(self._read(name))
+
+    async def _read(self, name: str) -> None:
+        manager = self.managers.get(name)
+        if manager is None:
+            return
+        newest = max((told.position for told in self.acknowledged.values()), default=0)
         try:
-            position = await node.propose(operation)
-        except UnknownOutcome:
-            return
+            await manager.node.barrier()
         except SwarmletError:
-            # Said to be certainly not done.
-            if self.managers.get(node.node_id, None) is not None:
-                self.refused.add(operation)
             return
-        assert isinstance(position, int)
-        self.acknowledged[operation] = Acknowledged(position, began, self.time())
+        if len(manager.machine.operations) < newest:
+            self.violations.append(
+                f"{name} read {len(manager.machine.operations)} operations, {newest} were acknowledged before"
+            )
+
+    # ---- membership
+
+    async def join(self, name: str, seconds: float = 20.0) -> None:
+        """What a manager that wants to join does, until it is in or gives up."""
+        end = self.time() + seconds
+        self.to_be_removed.discard(name)
+        target = ""
+        while self.time() < end:
+            self.start(name)
+            at = self.managers.get(target) or self.rng.choice(self.alive())
+            target = ""
+            try:
+                async with asyncio.timeout(end - self.time()):
+                    await at.node.add_member(pb.RaftMember(node_id=name, address=name))
+                return
+            except NotLeader as error:
+                target = error.leader_address
+            except (SwarmletError, TimeoutError):
+                target = ""
+            await asyncio.sleep(self.rng.uniform(0.05, 0.3))
+
+    async def remove(self, name: str) -> None:
+        leader = self.leader()
+        if leader is None or leader.name == name or len(leader.node.members) < 3:
+            return
+        self.to_be_removed.add(name)
+        try:
+            await leader.node.remove_member(name)
+        except SwarmletError:
+            return
+
+    async def hand_over(self, target: str) -> None:
+        leader = self.leader()
+        if leader is not None:
+            await leader.node.transfer_leadership(target)
 
     # ---- watching
 
@@ -357,112 +412,3 @@ class World:
             await asyncio.sleep(0.02)
             self.observe()
         return True
-
-    # ---- the end
-
-    async def settle(self, seconds: float = 15.0) -> None:
-        """Heals everything and waits until all managers agree; says so when they do not in time."""
-        self.separated.clear()
-        for name in self.names:
-            self.start(name)
-        for manager in self.alive():
-            manager.paused_until = 0.0
-        await asyncio.sleep(0)
-        for number, a in enumerate(self.names):
-            for b in self.names[number + 1 :]:
-                self.reconnect(a, b)
-        if not await self.until(self._agreed, seconds):
-            states = {m.name: (m.node.term, m.node.core.applied_index) for m in self.alive()}
-            self.violations.append(f"not agreed {seconds} s after everything was healed: {states}")
-
-    def _agreed(self) -> bool:
-        leader = self.leader()
-        applied = {m.node.core.applied_index for m in self.alive()}
-        return leader is not None and len(applied) == 1 and leader.node.core.last_index in applied
-
-    def check(self) -> None:
-        """Compares what clients were told with what all managers hold."""
-        histories = {tuple(m.machine.operations) for m in self.alive()}
-        if len(histories) != 1:
-            self.violations.append(f"managers hold {len(histories)} different states")
-            return
-        (history,) = histories
-        positions = {operation: number + 1 for number, operation in enumerate(history)}
-        if len(positions) != len(history):
-            self.violations.append("an operation was applied twice")
-        for operation, told in self.acknowledged.items():
-            if operation not in positions:
-                self.violations.append(f"acknowledged write {operation!r} is lost")
-            elif positions[operation] != told.position:
-                self.violations.append(f"{operation!r} was told position {told.position}")
-        for operation in self.refused & positions.keys():
-            self.violations.append(f"{operation!r} was refused for certain and is there")
-        self._check_real_time_order(positions)
-
-    def _check_real_time_order(self, positions: dict[bytes, int]) -> None:
-        newest_began = float("-inf")
-        for told in sorted(self.acknowledged.values(), key=lambda a: a.position):
-            if told.ended < newest_began:
-                self.violations.append(
-                    f"position {told.position} was answered before an earlier one was asked"
-                )
-            newest_began = max(newest_began, told.began)
-
-
-Fault = Callable[[World], Awaitable[None]]
-
-
-async def random_faults(world: World, seconds: float, rate: float = 1.0) -> None:
-    """Crashes, cuts, stalls and pauses at random moments."""
-    rng = world.rng
-    end = world.time() + seconds
-    while world.time() < end:
-        await asyncio.sleep(rng.expovariate(rate))
-        a, b = rng.sample(world.names, 2)
-        kind = rng.random()
-        if kind < 0.25:
-            world.crash(a)
-            world._later(rng.uniform(0.1, 2.5), world.start, a)
-        elif kind < 0.45:
-            world.break_connection(a, b)
-            world._later(rng.uniform(0.6, 2.0), world.reconnect, a, b)
-        elif kind < 0.6:
-            world.separate(a, b)
-            world._later(rng.uniform(0.6, 4.0), world.reconnect, a, b)
-        elif kind < 0.8:
-            world.stall(a, b, rng.uniform(0.1, 3.0))
-        elif kind < 0.9:
-            for other in world.names:
-                if other != a:
-                    world.separate(a, other)
-                    world._later(rng.uniform(0.6, 4.0), world.reconnect, a, other)
-        elif a in world.managers:
-            world.managers[a].paused_until = world.time() + rng.uniform(0.1, 2.0)
-        world.observe()
-
-
-async def random_clients(world: World, seconds: float) -> None:
-    rng = world.rng
-    end = world.time() + seconds
-    number = 0
-    while world.time() < end:
-        name = rng.choice(world.names)
-        for _ in range(rng.choice([1, 1, 3, 12])):
-            number += 1
-            world.submit(name, b"%d" % number)
-        await asyncio.sleep(rng.uniform(0.005, 0.15))
-        world.observe()
-
-
-async def random_run(seed: int, *, seconds: float = 14.0, size: int | None = None) -> World:
-    """One schedule from its seed: faults and clients for a while, then peace, then the reckoning."""
-    rng = random.Random(seed)
-    world = World(rng, size=size or rng.choice([3, 3, 5]))
-    world.found()
-    for name in world.names:
-        world.start(name)
-    await world.until(lambda: world.leader() is not None, 10)
-    await asyncio.gather(random_faults(world, seconds), random_clients(world, seconds))
-    await world.settle()
-    world.check()
-    return world

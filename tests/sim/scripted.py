@@ -16,7 +16,6 @@ from swarmlet.raft.engine import DATA, LEADER, MEMBERSHIP, Outcome, RaftSettings
 from swarmlet.raft.snapshot import Snapshot, decode
 from tests.sim.disks import Disk, DiskFiles
 
-
 CERTAINLY_NOT = (Outcome.NOT_LEADER, Outcome.DISCARDED, Outcome.REFUSED)
 
 

@@ -299,23 +299,21 @@ def test_a_snapshot_on_its_way_survives_the_next_one(group: Group) -> None:
     assert leader_core._entry(transfer.last_index) is not None, "what follows the snapshot is kept"
 
 
-def test_a_part_of_a_snapshot_repeated_or_out_of_place_is_ignored(
-    group: Group, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(leader, "SNAPSHOT_CHUNK_BYTES", 16)
-    bring_far_behind(group)
-    group.core("a").peer_connected("c")
-    group.core("a")._SyncObj__raftNextIndex[_node("c")] = 2
+def test_a_part_of_a_snapshot_repeated_or_out_of_place_is_ignored() -> None:
+    with scripted("abc", settings=RaftSettings(snapshot_chunk_bytes=16)) as group:
+        bring_far_behind(group)
+        group.core("a").peer_connected("c")
+        group.core("a")._SyncObj__raftNextIndex[_node("c")] = 2
 
-    for _ in range(60):
-        group.pass_time(0.02)
-        group.players["a"].round()
-        for data in list(group.posted["a", "c"]):
-            group.post("a", "c", data)
-        group.deliver("a", "c")
-        group.deliver("c", "a")
+        for _ in range(60):
+            group.pass_time(0.02)
+            group.players["a"].round()
+            for data in list(group.posted["a", "c"]):
+                group.post("a", "c", data)
+            group.deliver("a", "c")
+            group.deliver("c", "a")
 
-    assert group.players["c"].machine.operations == group.players["a"].machine.operations
+        assert group.players["c"].machine.operations == group.players["a"].machine.operations
 
 
 # ---- replication
