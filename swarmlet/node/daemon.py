@@ -298,9 +298,9 @@ class Daemon:
             before = swarm.membership
             address = self._advertise(advertise_addr) if advertise_addr else before.advertise_addr
             warnings = lone_manager_warnings(swarm)
-            others = [a for a in before.managers if a not in (address, before.advertise_addr)]
-            # First: with the log of the old group and the new address this is a manager that moved.
-            membership = replace(before, advertise_addr=address, managers=(address, *others))
+            # First: with the log of the old group and a new address this is a manager that moved.
+            # The others' addresses would only delay this node's own way back to its leader.
+            membership = replace(before, advertise_addr=address, managers=(address,))
             self._state.save_membership(membership)
             await self._pause()
             try:
