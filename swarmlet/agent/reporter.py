@@ -47,6 +47,7 @@ class Reporter:
             # Only if there is nothing newer by now.
             if self._unconfirmed.get(task_id) is status:
                 del self._unconfirmed[task_id]
+                self._unsent.pop(task_id, None)
 
     async def next(self) -> pb.StatusReport:
         """The next report to send, once there is something to say."""
