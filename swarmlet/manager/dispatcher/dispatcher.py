@@ -173,10 +173,9 @@ class Dispatcher:
                 session.services_changed(changed)
 
     def _hold_shutdown(self, task_id: str) -> None:
+        """Also before the task is to stop: what is left of a removed service will be a moment later."""
         task = self._store.view.tasks.get(task_id)
-        if task is None or task.desired_state <= pb.TASK_STATE_RUNNING:
-            return
-        if task.service_id in self._table.services and is_served(self._store.view, task):
+        if task is not None and is_served(self._store.view, task):
             self._gate.hold(task_id, self._table.revision)
 
     def _release_shutdown(self, task_id: str) -> None:

@@ -74,6 +74,26 @@ async def test_a_node_that_is_down_holds_nothing_up() -> None:
         await own.close()
 
 
+async def test_a_task_of_a_removed_service_leaves_the_balancers_first_too() -> None:
+    store, a, b, service, task = _world()
+
+    async with leading(store) as dispatcher:
+        own = await FakeAgent(dispatcher, a.id).connect()
+        other = await FakeAgent(dispatcher, b.id, confirms=False).connect()
+        other.confirm()
+        await store.update(lambda tx: tx.delete(pb.Service, service.id))
+        await change_task(store, task.id, desired=pb.TASK_STATE_REMOVE)
+        await other.until(lambda: service.id not in other.services)
+        await _settle()
+        assert own.desired(task.id) == pb.TASK_STATE_RUNNING
+
+        other.confirm()
+        await own.until(lambda: own.desired(task.id) == pb.TASK_STATE_REMOVE)
+
+        await own.close()
+        await other.close()
+
+
 async def test_a_task_without_published_ports_is_stopped_at_once() -> None:
     a, b = a_node("a"), a_node("b")
     service = a_service()
