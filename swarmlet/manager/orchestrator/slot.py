@@ -244,7 +244,8 @@ def replace(
                 tx.update(stopped(present, pb.TASK_STATE_SHUTDOWN, now))
         elif not slot_is_free(tx, old.service_id, old.slot, old.node_id):
             return
-        has_to_wait = start_after is not None or (stop_old and _is_occupied(tx, old))
+        beside = "" if stop_old else old.id
+        has_to_wait = start_after is not None or _is_occupied(tx, old, beside=beside)
         tx.create(
             new_task(
                 tx,
@@ -261,9 +262,10 @@ def replace(
     return edit
 
 
-def _is_occupied(tx: Transaction, old: pb.Task) -> bool:
-    """Whether a task of the slot may still run somewhere."""
-    tasks = (tx.get(pb.Task, task.id) for task in tx.view.tasks.find("slot", slot_key(old)))
+def _is_occupied(tx: Transaction, old: pb.Task, *, beside: str) -> bool:
+    """Whether a task of the slot may still run somewhere, other than the one `beside` which a new one may."""
+    slot = tx.view.tasks.find("slot", slot_key(old))
+    tasks = (tx.get(pb.Task, task.id) for task in slot if task.id != beside)
     return any(
         task is not None
         and is_occupying(task)

@@ -60,6 +60,7 @@ BEHAVIOURS = {
     "flaky": Behaviour(lifetime_seconds=20.0),
     "done": Behaviour(lifetime_seconds=1.0, ends_as=pb.TASK_STATE_COMPLETE),
     "slow": Behaviour(prepare_seconds=8.0),
+    "stubborn": Behaviour(stop_seconds=3.0),
 }
 
 

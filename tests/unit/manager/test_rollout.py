@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -105,6 +106,23 @@ def test_start_first_never_serves_with_fewer_than_the_replicas() -> None:
         cluster.run(60, until=is_completed(cluster))
 
         assert cluster.images() == ["image:2"] * 6
+
+
+def test_start_first_runs_no_third_task_when_updates_follow_each_other_quickly() -> None:
+    def check(cluster: Cluster) -> None:
+        slots = Counter(t.slot for t in cluster.serving())
+        assert max(slots.values(), default=0) <= 2
+
+    service = a_web(2, image="stubborn:1", parallelism=0, order=pb.UPDATE_ORDER_START_FIRST)
+    with settled(service) as cluster:
+        cluster.checks.extend([check, at_least_serving(2)])
+
+        for number in range(2, 6):
+            cluster.update_service(image=f"stubborn:{number}")
+            cluster.run(0.8)
+        cluster.run(60, until=is_completed(cluster))
+
+        assert cluster.images() == ["stubborn:5"] * 2
 
 
 def test_stop_first_prepares_the_new_task_while_the_old_one_stops() -> None:
