@@ -150,7 +150,7 @@ class Client:
         if self._is_stale:
             raise CliError("--stale is for commands that show something; this one makes a change")
         request.operation_id = secrets.token_hex(16)
-        return self._repeat(method, request)
+        return self._repeat(method, request, is_write=True)
 
     def once(
         self, method: Callable[..., Answer], request: Any, timeout_seconds: float | None = None
@@ -174,7 +174,8 @@ class Client:
             time.sleep(pause)
             pause = min(pause * 2, PAUSE_SECONDS_MAX)
 
-    def _repeat(self, method: Callable[..., Answer], request: Any) -> Answer:
+    def _repeat(self, method: Callable[..., Answer], request: Any, *, is_write: bool = False) -> Answer:
+        unknown: grpc.RpcError | None = None
         deadline = time.monotonic() + self._timeout_seconds
         pause = PAUSE_SECONDS_FIRST
         while True:
@@ -182,9 +183,13 @@ class Client:
             try:
                 return method(request, timeout=max(0.001, min(left, ATTEMPT_SECONDS_MAX)))
             except grpc.RpcError as error:
-                is_over = time.monotonic() + pause > deadline or self._is_hopeless(error)
-                if error.code() not in _REPEATABLE or is_over:
+                if error.code() not in _REPEATABLE:
                     raise self.explain(error) from None
+                if is_write and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    # That nothing was done by a later attempt says nothing of this one.
+                    unknown = error
+                if time.monotonic() + pause > deadline or self._is_hopeless(error):
+                    raise self.explain(unknown or error) from None
             time.sleep(pause)
             pause = min(pause * 2, PAUSE_SECONDS_MAX)
 

@@ -59,7 +59,9 @@ def for_each(references: Iterable[str], act: Callable[[str], None]) -> None:
 def complete_services(ctx: click.Context, text: str) -> list[str]:
     """Names for the shell; none when there is no daemon to ask."""
     return _complete(
-        ctx, text, lambda c: [s.spec.name for s in c.control.ListServices(pb.ListServicesRequest()).services]
+        ctx,
+        text,
+        lambda c: [s.spec.name for s in c.read(c.control.ListServices, pb.ListServicesRequest()).services],
     )
 
 
@@ -67,16 +69,14 @@ def complete_nodes(ctx: click.Context, text: str) -> list[str]:
     return _complete(
         ctx,
         text,
-        lambda c: [n.description.hostname for n in c.control.ListNodes(pb.ListNodesRequest()).nodes],
+        lambda c: [n.description.hostname for n in c.read(c.control.ListNodes, pb.ListNodesRequest()).nodes],
     )
 
 
 def _complete(ctx: click.Context, text: str, names: Callable[[Client], list[str]]) -> list[str]:
-    import grpc
-
     given = ctx.find_root().params.get("host")
     try:
-        with connect(GlobalOptions(host=given or "", timeout_seconds=2)) as client:
+        with connect(GlobalOptions(host=given or "", timeout_seconds=2, stale=True)) as client:
             return sorted(name for name in names(client) if name.startswith(text))
-    except (CliError, grpc.RpcError):
+    except CliError:
         return []

@@ -19,6 +19,7 @@ from swarmlet.api.v1.control_pb2_grpc import (
     add_ControlServicer_to_server,
     add_LocalSwarmServicer_to_server,
 )
+from swarmlet.api.wire import MAJORITY_LOST_TRAILER
 from swarmlet.cli.main import cli
 
 SERVICE_ID = "svc0000000000000000000000"
@@ -39,6 +40,10 @@ class FakeDaemon:
         self.watch_stays_open = True
         self.logs: list[pb.ServiceLogsResponse] = []
         self.requests: list[Any] = []
+        self.metadata: list[dict[str, Any]] = []
+        """What came along with each of the requests."""
+        self.majority_is_lost = False
+        """Whether failures are marked as those of a manager that cannot reach a majority."""
         self.failures: dict[str, list[tuple[grpc.StatusCode, str]]] = {}
 
     def asked(self, kind: type[Any]) -> list[Any]:
@@ -62,8 +67,11 @@ class _Servicer(ControlServicer, LocalSwarmServicer):
 
     def _take(self, method: str, request: Any, context: Any) -> None:
         self._daemon.requests.append(request)
+        self._daemon.metadata.append(dict(context.invocation_metadata()))
         failures = self._daemon.failures.get(method)
         if failures:
+            if self._daemon.majority_is_lost:
+                context.set_trailing_metadata(((MAJORITY_LOST_TRAILER, "1"),))
             context.abort(*failures.pop(0))
 
     def _service(self, reference: str, context: Any) -> pb.Service:
@@ -145,6 +153,10 @@ class _Servicer(ControlServicer, LocalSwarmServicer):
         if request.rotate_worker_token:
             self._daemon.cluster.join_tokens.worker = "SWMTKN-1-new"
         return pb.UpdateClusterResponse(cluster=self._daemon.cluster)
+
+    def ReadIndex(self, request: Any, context: Any) -> Any:
+        self._take("ReadIndex", request, context)
+        return pb.ReadIndexResponse()
 
     def Watch(self, request: Any, context: Any) -> Iterator[pb.WatchResponse]:
         self._take("Watch", request, context)
