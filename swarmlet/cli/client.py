@@ -1,10 +1,10 @@
 """The connection to a daemon's local socket: calls, retries, and what the user sees when they fail.
 
 Every command that needs a daemon opens one `Client`. Reads and writes are repeated
-while the cluster has no leader or an outcome is unknown, until `--timeout` has
-passed, or a daemon said that a majority is gone and nobody asked for more patience than
-usual; a write keeps its operation id, so that it is done once. Synchronous: a command is
-one thread that waits for one thing.
+while the cluster has no leader or an outcome is unknown, until `--timeout` has passed,
+or until a daemon says that a majority is gone and the user did not ask to wait for it;
+a write keeps its operation id, so that it is done once. Synchronous: a command is one
+thread that waits for one thing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from swarmlet.cli.command import CliError
-from swarmlet.cli.options import TIMEOUT_SECONDS_DEFAULT
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -114,8 +113,11 @@ class Address:
 class Client:
     """Used as a context manager. `control` and `local` are the plain gRPC stubs, for streams."""
 
-    def __init__(self, address: Address, timeout_seconds: float, *, stale: bool = False) -> None:
+    def __init__(
+        self, address: Address, timeout_seconds: float, *, is_patient: bool = False, stale: bool = False
+    ) -> None:
         address.check()
+        self._is_patient = is_patient
         self._is_stale = stale
         self._address = address
         self._timeout_seconds = timeout_seconds
@@ -197,7 +199,7 @@ class Client:
         """Whether a majority is gone, which lasts, and the user did not ask to wait for it."""
         trailers: Any = error.trailing_metadata() or ()
         is_lost = any(key == MAJORITY_LOST_TRAILER for key, _ in trailers)
-        return is_lost and self._timeout_seconds <= TIMEOUT_SECONDS_DEFAULT
+        return is_lost and not self._is_patient
 
     def explain(self, error: grpc.RpcError) -> CliError:
         """What the user is told of a failed call."""
@@ -213,4 +215,9 @@ class Client:
 
 def connect(options: GlobalOptions) -> Client:
     """Raises CannotConnect at once when no daemon listens."""
-    return Client(Address.parse(options.host), options.timeout_seconds, stale=options.stale)
+    return Client(
+        Address.parse(options.host),
+        options.timeout_seconds,
+        is_patient=options.is_patient,
+        stale=options.stale,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from swarmlet.cli.command import BoolFlag, CliError, Command, Flag, Lazy, Root
-from swarmlet.cli.options import TIMEOUT_DEFAULT, GlobalOptions, default_socket
+from swarmlet.cli.options import GlobalOptions, default_socket
 from swarmlet.cli.values import parse_positive_duration
 
 _NOUNS = {
@@ -38,8 +38,8 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.option(
     "--timeout",
     type=Flag("duration", parse_positive_duration),
-    default=TIMEOUT_DEFAULT,
-    help=f"How long to try while the cluster has no leader (default {TIMEOUT_DEFAULT})",
+    default="30s",
+    help="How long to try while the cluster has no leader (default 30s, less when a majority is gone)",
 )
 @BoolFlag.option(
     "--stale",
@@ -57,7 +57,10 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.pass_context
 def cli(ctx: click.Context, host: str, timeout: int, stale: bool | None) -> None:
     """Runs services on a cluster of hosts"""
-    ctx.obj = GlobalOptions(host=host, timeout_seconds=timeout / 1e9, stale=bool(stale))
+    is_patient = ctx.get_parameter_source("timeout") is not click.core.ParameterSource.DEFAULT
+    ctx.obj = GlobalOptions(
+        host=host, timeout_seconds=timeout / 1e9, is_patient=is_patient, stale=bool(stale)
+    )
 
 
 @cli.command("completion", cls=Command, usage="bash|zsh|fish", arity=(1, 1))

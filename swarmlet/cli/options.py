@@ -6,14 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT_DEFAULT = "10s"
-TIMEOUT_SECONDS_DEFAULT = 10.0
-
 
 @dataclass(frozen=True)
 class GlobalOptions:
     host: str
     timeout_seconds: float
+    is_patient: bool = False
+    """Whether the user said himself how long to try, also when it looks hopeless."""
     stale: bool = False
     """Whether reads show this manager's own view, which may be old, without asking the leader."""
 

@@ -14,8 +14,6 @@ from swarmlet.cli.options import GlobalOptions
 from swarmlet.cli.values import parse_int, parse_positive_duration
 
 JOIN_SECONDS = 60.0
-LOCAL_SECONDS = 30.0
-"""For the daemon's own part in a swarm: tasks are given time to end."""
 """A join waits for the cluster to agree; it is not repeated by itself."""
 TOKEN_VARIABLE = "SWARMLET_JOIN_TOKEN"
 
@@ -67,7 +65,7 @@ def init(
         task_history_limit=task_history_limit,
     )
     with connect(options) as client:
-        answer = client.once(client.local.Init, request, max(LOCAL_SECONDS, options.timeout_seconds))
+        answer = client.once(client.local.Init, request)
     for warning in answer.warnings:
         click.echo(f"WARNING: {warning}", err=True)
     click.echo(f"Swarm initialized: current node ({answer.node_id}) is now a manager.\n")
@@ -231,6 +229,5 @@ def leave(options: GlobalOptions, force: bool | None) -> None:
     from swarmlet.cli.client import connect
 
     with connect(options) as client:
-        request = pb.SwarmLeaveRequest(force=bool(force))
-        client.once(client.local.Leave, request, max(LOCAL_SECONDS, options.timeout_seconds))
+        client.once(client.local.Leave, pb.SwarmLeaveRequest(force=bool(force)))
     click.echo("Node left the swarm.")
