@@ -13,7 +13,7 @@ from swarmlet.api import pb
 from swarmlet.raft import engine
 from swarmlet.raft.core import Core
 from swarmlet.raft.engine import DATA, LEADER, MEMBERSHIP, Outcome, RaftSettings
-from swarmlet.raft.snapshot import Snapshot, decode
+from swarmlet.raft.snapshot import Snapshot, SnapshotCorrupt, decode
 from tests.sim.disks import Disk, DiskFiles
 
 CERTAINLY_NOT = (Outcome.NOT_LEADER, Outcome.DISCARDED, Outcome.REFUSED)
@@ -54,7 +54,7 @@ class Told:
 
     @property
     def acknowledged(self) -> bool:
-        return self.times > 0 and self.outcome is None
+        return self.times > 0 and self.outcome is None and not isinstance(self.result, Exception)
 
     def answer(self, result: object, outcome: Outcome | None) -> None:
         self.times += 1
@@ -102,13 +102,20 @@ class Player:
         self.core.advance()
         if not self.files.journal.dirty:
             self.release()
+        self._group.note_leader(self)
+        for command, index, term in self.files.journal[:]:
+            if self.core._snapshot_index < index <= self.core.applied_index:
+                self._group.note_applied(self.name, index, b"%d " % term + command)
 
     def install(self) -> None:
         if self.core.pending_install is None:
             return
         sender, data = self.core.pending_install
         self.core.pending_install = None
-        snapshot = decode(data, sender)
+        try:
+            snapshot = decode(data, sender)
+        except SnapshotCorrupt:
+            return
         self.files.snapshot_file.write(data)
         self.core.install(sender, snapshot)
 
@@ -141,6 +148,9 @@ class Group:
         self.now = 1000.0
         self.posted: dict[tuple[str, str], deque[bytes]] = {p: deque() for p in permutations(names, 2)}
         self.told: list[Told] = []
+        self._applied: dict[int, tuple[str, bytes]] = {}
+        self._leaders: dict[int, str] = {}
+        self._seen: list[str] = []
         self.disks = {name: Disk() for name in names}
         self.players: dict[str, Player] = {}
         for name in members or names:
@@ -206,9 +216,17 @@ class Group:
 
     def elect(self, name: str, voters: str, *, until_committed: bool = True) -> None:
         """Makes `name` the leader by the votes of `voters`, and nobody hears anything else."""
+        assert self.try_to_elect(name, voters, until_committed), f"{name} was not elected"
+
+    def try_to_elect(self, name: str, voters: str, until_committed: bool = True) -> bool:
+        """A candidate that did not know the term yet needs more than one attempt."""
+        return any(self._campaign(name, voters, until_committed) for _ in range(3))
+
+    def _campaign(self, name: str, voters: str, until_committed: bool) -> bool:
         self.pass_time(self.settings.election_seconds_max * 2)
         for voter in voters:
             # Who led so far hears nobody and gives up; nobody else tries.
+            self.core(voter)._postpone_election()
             self.players[voter].round()
             self.core(voter)._postpone_election()
         self.lose_between(name, voters)
@@ -217,10 +235,10 @@ class Group:
         for _ in range(3):
             for voter in voters:
                 if self.core(name).state == LEADER and not until_committed:
-                    return
+                    return True
                 self.deliver(name, voter)
                 self.deliver(voter, name)
-        assert self.core(name).state == LEADER, f"{name} was not elected"
+        return self.core(name).state == LEADER
 
     def lose_between(self, name: str, others: str) -> None:
         for other in others:
@@ -241,9 +259,20 @@ class Group:
 
     # ---- what must hold
 
+    def note_applied(self, name: str, index: int, data: bytes) -> None:
+        by, first = self._applied.setdefault(index, (name, data))
+        if first != data and len(self._seen) < 10:
+            self._seen.append(f"{by} applied {first!r} at {index}, {name} {data!r}")
+
+    def note_leader(self, player: Player) -> None:
+        if player.core.state == LEADER:
+            first = self._leaders.setdefault(player.core.term, player.name)
+            if first != player.name:
+                self._seen.append(f"{first} and {player.name} both led term {player.core.term}")
+
     def violations(self) -> list[str]:
         """Compares what callers were told with what the managers have applied."""
-        found = []
+        found = list(self._seen)
         applied = {name: player.machine.operations for name, player in self.players.items()}
         longest = max(applied.values(), key=len)
         for name, operations in applied.items():
