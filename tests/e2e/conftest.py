@@ -169,6 +169,7 @@ class Daemons:
         plan = layout.plan(directory, managers=3, workers=0, runtime="process")
         self.nodes = {node.name: node for node in plan.nodes}
         self._processes: list[subprocess.Popen[str]] = []
+        self._by_name: dict[str, subprocess.Popen[str]] = {}
 
     def start(self, name: str, *, state_of: str = "", socket: Path | None = None) -> subprocess.Popen[str]:
         """Starts one, with `state_of` on the state directory of another."""
@@ -193,6 +194,7 @@ class Daemons:
             start_new_session=True,
         )
         self._processes.append(process)
+        self._by_name[name] = process
         return process
 
     def ready(self, name: str) -> Commands:
@@ -204,6 +206,11 @@ class Daemons:
         )
         assert process.poll() is None, process.communicate()[1]
         return commands
+
+    def kill(self, name: str) -> None:
+        """Ends the daemon as a crash would; its tasks run on."""
+        self._by_name[name].kill()
+        self._by_name[name].wait()
 
     def end(self) -> None:
         while self._processes:
