@@ -1,0 +1,176 @@
+"""What must be so when a simulated cluster has been whole for a while.
+
+Each check yields what is not (yet) as it must be, in words. `differences` is asked again
+and again until it is empty or the time is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from swarmlet.api import pb, taskstate
+from swarmlet.api.constraints import node_matches
+from swarmlet.store.objects import kind_of
+from swarmlet.store.store import Store
+from tests.sim.clusterworld import ClusterWorld
+from tests.sim.users import Promises, Watching
+
+_UPDATING = (pb.UPDATE_STATE_UPDATING, pb.UPDATE_STATE_ROLLBACK_STARTED)
+_PAUSED = (pb.UPDATE_STATE_PAUSED, pb.UPDATE_STATE_ROLLBACK_PAUSED)
+
+
+def differences(world: ClusterWorld, watching: list[Watching]) -> Iterator[str]:
+    """Everything that ends by itself."""
+    yield from nodes_are_ready(world)
+    yield from managers_hold_the_same(world)
+    yield from services_are_as_asked(world)
+    yield from rollouts_have_ended(world)
+    yield from removed_services_left_nothing(world)
+    yield from engines_run_what_is_stored(world)
+    yield from agents_say_what_is_stored(world)
+    yield from watchers_know_what_is_stored(world, watching)
+
+
+def nodes_are_ready(world: ClusterWorld) -> Iterator[str]:
+    for node in world.judge.truth.view.nodes:
+        if node.status.state != pb.NODE_STATE_READY:
+            yield f"node {node.id} is not ready"
+
+
+def managers_hold_the_same(world: ClusterWorld) -> Iterator[str]:
+    truth = _content(world.judge.truth)
+    managers = world.managers()
+    if len(managers) != len(world.manager_names):
+        yield f"only {len(managers)} managers run"
+    for manager in managers:
+        held = _content(manager.store)
+        if held != truth:
+            differ = sorted(f"{k} {i[:5]}" for k, i in held.keys() ^ truth.keys())
+            differ += sorted(
+                f"{k} {i[:5]}" for k, i in held.keys() & truth.keys() if held[k, i] != truth[k, i]
+            )
+            yield f"{manager.address} holds something else: {', '.join(differ[:4])}"
+
+
+def services_are_as_asked(world: ClusterWorld) -> Iterator[str]:
+    """Exactly the replicas that were asked for run, where they may, and nothing else of the service."""
+    view = world.judge.truth.view
+    for service in view.services:
+        name = service.spec.name
+        running = [t for t in view.tasks.find("service", service.id) if taskstate.is_running(t)]
+        for task in running:
+            node = view.nodes.get(task.node_id)
+            if node is None or node.spec.availability == pb.NODE_AVAILABILITY_DRAIN:
+                yield f"{name}: {task.id[:5]} runs on {task.node_id}, which is drained"
+            elif not node_matches(task.spec.placement.constraints, node):
+                yield f"{name}: {task.id[:5]} runs on {task.node_id} against its constraints"
+        if service.spec.mode.WhichOneof("mode") == "replicated":
+            wanted = service.spec.mode.replicated.replicas
+            slots = {str(t.slot) for t in running}
+        else:
+            wanted = sum(_takes_global(service, node) for node in view.nodes)
+            slots = {t.node_id for t in running}
+        if not len(running) == len(slots) == wanted:
+            yield f"{name}: {len(running)} of {wanted} tasks run in {len(slots)} slots"
+        image = service.spec.task_template.container_spec.image
+        stale = [t for t in running if t.spec.container_spec.image != image]
+        if stale and service.update_status.state not in _PAUSED:
+            yield f"{name}: {len(stale)} tasks are of another image than {image}"
+        up = [
+            task_id
+            for host in world.hosts.values()
+            for task_id in host.engine.running_task_ids()
+            if host.engine.known[task_id].service_id == service.id
+        ]
+        if sorted(up) != sorted(t.id for t in running):
+            yield f"{name}: {len(up)} tasks run in engines, {len(running)} are stored as running"
+
+
+def _takes_global(service: pb.Service, node: pb.Node) -> bool:
+    constraints = service.spec.task_template.placement.constraints
+    return node.spec.availability == pb.NODE_AVAILABILITY_ACTIVE and node_matches(constraints, node)
+
+
+def rollouts_have_ended(world: ClusterWorld) -> Iterator[str]:
+    for service in world.judge.truth.view.services:
+        if service.update_status.state in _UPDATING:
+            yield f"{service.spec.name}: its update goes on ({service.update_status.message})"
+
+
+def removed_services_left_nothing(world: ClusterWorld) -> Iterator[str]:
+    view = world.judge.truth.view
+    left = [task.name for task in view.tasks if view.services.get(task.service_id) is None]
+    if left:
+        yield f"tasks of removed services are left: {', '.join(sorted(left)[:4])}"
+
+
+def engines_run_what_is_stored(world: ClusterWorld) -> Iterator[str]:
+    view = world.judge.truth.view
+    for host in world.hosts.values():
+        for task_id in host.engine.task_ids():
+            task = view.tasks.get(task_id)
+            if task is None or task.node_id != host.name:
+                yield f"{host.name} still has something of {host.engine.known[task_id].name} ({task_id[:5]})"
+    for task in view.tasks:
+        engine = world.hosts[task.node_id].engine if task.node_id else None
+        is_up = engine is not None and task.id in engine.running_task_ids()
+        if task.status.state == pb.TASK_STATE_RUNNING and not is_up:
+            yield f"{task.name} ({task.id[:5]}) is stored as running and does not run on {task.node_id}"
+
+
+def agents_say_what_is_stored(world: ClusterWorld) -> Iterator[str]:
+    view = world.judge.truth.view
+    for host in world.hosts.values():
+        agent = host.daemon.agent if host.daemon is not None else None
+        if agent is None or not agent.is_connected:
+            yield f"the agent of {host.name} has no session"
+            continue
+        for task in view.tasks.find("node", host.name):
+            machine = agent._worker.machine(task.id)
+            if machine is None and not taskstate.is_terminal(task.status.state):
+                yield f"{host.name} knows nothing of {task.name} ({task.id[:5]})"
+            elif machine is not None and not _is_same_state(machine.status.state, task.status.state):
+                said, stored = (pb.TaskState.Name(s) for s in (machine.status.state, task.status.state))
+                yield f"{host.name} says {said} of {task.name} ({task.id[:5]}), stored is {stored}"
+
+
+def _is_same_state(said: pb.TaskState.ValueType, stored: pb.TaskState.ValueType) -> bool:
+    # How a task that was not wanted any more has ended is for the managers to say.
+    return said == stored or (taskstate.is_terminal(said) and taskstate.is_terminal(stored))
+
+
+def watchers_know_what_is_stored(world: ClusterWorld, watching: list[Watching]) -> Iterator[str]:
+    view = world.judge.truth.view
+    truth = {
+        (kind_of(value), value.id): value.SerializeToString(deterministic=True)
+        for value in [*view.services, *view.tasks]
+    }
+    for number, watcher in enumerate(watching):
+        if watcher.objects != truth:
+            differ = {k for k in watcher.objects.keys() | truth if watcher.objects.get(k) != truth.get(k)}
+            yield f"watcher {number} was told something else of {sorted(differ)[:3]}"
+
+
+def broken_promises(world: ClusterWorld, promises: Promises) -> Iterator[str]:
+    """Acknowledged writes that are not there, and refused ones that are."""
+    operations = world.judge.operations
+    for operation_id, index in promises.done.items():
+        at = operations.get(operation_id)
+        if at is None and operation_id in promises.always_done:
+            yield f"acknowledged write {operation_id[:5]} is lost"
+        elif at is not None and at != index:
+            yield f"write {operation_id[:5]} was told index {index} and is at {at}"
+    for operation_id in promises.refused & operations.keys():
+        yield f"write {operation_id[:5]} was refused for certain and is there"
+    for manager in world.managers():
+        for operation_id, index in operations.items():
+            if manager.store.operation_index(operation_id) not in (index, None):
+                yield f"{manager.address} has {operation_id[:5]} at another index"
+
+
+def _content(store: Store) -> dict[tuple[str, str], bytes]:
+    return {
+        (table.kind, value.id): value.SerializeToString(deterministic=True)
+        for table in store.view.all_tables()
+        for value in table
+    }
