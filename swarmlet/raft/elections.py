@@ -65,7 +65,8 @@ class Elections(EngineState):
             pre_vote=pre_vote,
             transfer=transfer,
         )
-        for peer in self.members:
+        # Contacts have no vote here, but may lead and know better than this log who is a member.
+        for peer in {**self.members, **self._contacts} if pre_vote else self.members:
             if peer != self.node_id:
                 message = pb.RaftMessage(term=term, request_vote=request, sender_address=self._own_address)
                 self._send_message(peer, message, True)
@@ -80,7 +81,7 @@ class Elections(EngineState):
         is_current = (request.last_log_term, request.last_log_index) >= mine
         if request.pre_vote:
             granted = term > self.term and is_current and not self._hears_a_leader()
-            reply = pb.VoteReply(pre_vote=True, granted=granted)
+            reply = pb.VoteReply(pre_vote=True, granted=granted, leader=self._known_leader())
             answer = pb.RaftMessage(term=term if granted else self.term, vote_reply=reply)
             self._send_message(sender, answer, True)
             return
@@ -94,6 +95,12 @@ class Elections(EngineState):
             self._SyncObj__setCurrentTerm(term, sender)
             self._postpone_election()
         self._send(sender, vote_reply=pb.VoteReply(granted=granted))
+
+    def _known_leader(self) -> pb.RaftMember | None:
+        leader = self.leader_id
+        if leader is None or leader not in self.members:
+            return None
+        return pb.RaftMember(node_id=leader, address=self.members[leader])
 
     def _has_voted_out(self, sender: str) -> bool:
         """Whether this leader knows for certain that `sender` is no member and is not becoming one."""
@@ -110,6 +117,8 @@ class Elections(EngineState):
     def _on_vote_reply(self, sender: str, term: int, reply: pb.VoteReply) -> None:
         if sender not in self.members:
             return
+        if reply.HasField("leader") and reply.leader.node_id not in self.members:
+            self._note_contact(reply.leader.node_id, reply.leader.address)
         if not reply.granted:
             if term > self.term:
                 self._become_follower(term, None)

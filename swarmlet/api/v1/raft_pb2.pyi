@@ -161,17 +161,23 @@ class VoteReply(_message.Message):
 
     PRE_VOTE_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
     pre_vote: _builtins.bool
     granted: _builtins.bool
+    @_builtins.property
+    def leader(self) -> Global___RaftMember:
+        """Who leads, if the voter knows: one who is not heard any more may not."""
+
     def __init__(
         self,
         *,
         pre_vote: _builtins.bool = ...,
         granted: _builtins.bool = ...,
+        leader: Global___RaftMember | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leader", b"leader"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "pre_vote", b"pre_vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "leader", b"leader", "pre_vote", b"pre_vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -145,6 +145,29 @@ def test_a_manager_that_asks_for_votes_after_its_removal_is_told_of_it(group: Gr
     assert group.core("c").was_removed
 
 
+def test_a_removed_manager_finds_a_leader_that_it_has_never_heard_of(joining: Group) -> None:
+    joining.core("a").add_learner(member("d"))
+    joining.talk("abd")
+    joining.change("a", ADD, "d")
+    joining.talk("abd")
+    joining.change("a", REMOVE, "c")
+    joining.talk("abd")
+    joining.elect("d", "ab")
+    joining.talk("abd")
+    joining.lose()
+    assert "d" not in joining.core("c").members
+
+    for _ in range(12):
+        joining.pass_time(0.3)
+        joining.talk("abd", rounds=2)
+        joining.players["c"].round()
+        for other in "abd":
+            joining.deliver("c", other)
+            joining.deliver(other, "c")
+
+    assert joining.core("c").was_removed
+
+
 def test_a_removal_that_is_not_committed_is_told_to_nobody(group: Group) -> None:
     group.elect("a", "bc")
     group.talk("abc")
