@@ -56,6 +56,12 @@ def init(
     from swarmlet.cli.client import connect
     from swarmlet.cli.requests import availability_of
 
+    settings = (availability, cert_expiry, dispatcher_heartbeat, task_history_limit)
+    if force_new_cluster and any(given is not None for given in settings):
+        raise CliError(
+            "--force-new-cluster keeps the settings of the cluster and of this node: of the other flags "
+            'only --advertise-addr goes with it; use "swarmlet swarm update" afterwards'
+        )
     request = pb.SwarmInitRequest(
         advertise_addr=advertise_addr or "",
         availability=availability_of(availability or "active"),
