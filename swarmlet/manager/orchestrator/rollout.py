@@ -84,7 +84,9 @@ def _judge(s: Situation, slot: SlotTasks) -> _Slot:
     # What came after the last task of another revision; earlier ones may be of an update long ago.
     since = max((i + 1 for i, outdated in enumerate(is_outdated) if outdated), default=0)
     recent = slot.tasks[since:]
-    reached = [at for at in map(reached_running_at, recent) if at is not None]
+    # What serves already may have been there before: an update was taken back before it came so far.
+    serving = [*recent, *slot.current[:1]]
+    reached = [at for at in map(reached_running_at, serving) if at is not None]
     failed = next((t for t in recent if _is_of_update(s, t) and _failed_in_monitor(s, t)), None)
     if slot.current:
         is_changing = since > 0 and not reached

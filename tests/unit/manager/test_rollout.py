@@ -305,6 +305,17 @@ def test_failure_action_rollback_puts_the_previous_revision_back() -> None:
         assert cluster.service().update_status.message == "rollback completed"
 
 
+def test_a_rollback_ends_also_where_the_old_task_was_never_stopped() -> None:
+    service = a_web(3, failure_action=pb.FAILURE_ACTION_ROLLBACK, order=pb.UPDATE_ORDER_START_FIRST)
+    with settled(service) as cluster:
+        before = {t.id for t in cluster.running()}
+
+        cluster.update_service(image="crash:2")
+        cluster.run(60, until=lambda: update_state(cluster) == pb.UPDATE_STATE_ROLLBACK_COMPLETED)
+
+        assert {t.id for t in cluster.running()} == before
+
+
 def test_a_rollback_that_fails_too_is_paused() -> None:
     service = a_web(failure_action=pb.FAILURE_ACTION_ROLLBACK)
     with settled(service) as cluster:
