@@ -21,7 +21,7 @@ import structlog
 from swarmlet.api import pb
 from swarmlet.api.errors import InvalidArgument, NotFound, NotLeader, SwarmletError, Unavailable
 from swarmlet.api.pb import TaskState
-from swarmlet.manager.dispatcher.endpoints import EndpointTable, affects_endpoints, is_served
+from swarmlet.manager.dispatcher.endpoints import EndpointTable, affects_endpoints
 from swarmlet.manager.dispatcher.liveness import Liveness
 from swarmlet.manager.dispatcher.session import Session
 from swarmlet.manager.dispatcher.shutdowns import ShutdownGate
@@ -173,9 +173,13 @@ class Dispatcher:
                 session.services_changed(changed)
 
     def _hold_shutdown(self, task_id: str) -> None:
-        """Also before the task is to stop: what is left of a removed service will be a moment later."""
+        """Also before the task is to stop, or can be told to.
+
+        What is left of a removed service will be a moment later, and a node that is down
+        may come back before all others have stopped to lead connections to it.
+        """
         task = self._store.view.tasks.get(task_id)
-        if task is not None and is_served(self._store.view, task):
+        if task is not None and task.status.state == pb.TASK_STATE_RUNNING:
             self._gate.hold(task_id, self._table.revision)
 
     def _release_shutdown(self, task_id: str) -> None:

@@ -83,11 +83,6 @@ def affects_endpoints(old: pb.Task | None, new: pb.Task | None) -> bool:
     return _endpoint_facts(old) != _endpoint_facts(new)
 
 
-def is_served(view: Tables, task: pb.Task) -> bool:
-    """Whether the task runs on a node that is not known to be down, so that it may hold connections."""
-    return _serves(view, task)
-
-
 def _serves(view: Tables, task: pb.Task) -> bool:
     if task.status.state != pb.TASK_STATE_RUNNING or not task.status.endpoint_addresses:
         return False

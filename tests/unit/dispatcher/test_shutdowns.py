@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from swarmlet.api import pb
-from swarmlet.store.store import Store
+from swarmlet.store.store import Store, Transaction
 from tests.builders import a_node, a_service, a_task, make_store
 from tests.unit.dispatcher.fakes import FakeAgent, a_published_service, a_serving_task, change_task, leading
 
@@ -22,6 +22,16 @@ def _world() -> tuple[Store, pb.Node, pb.Node, pb.Service, pb.Task]:
     service = a_published_service()
     task = a_serving_task(service, a.id)
     return make_store(a, b, service, task, a_serving_task(service, b.id, slot=2)), a, b, service, task
+
+
+async def _set_state(store: Store, node_id: str, state: pb.NodeState.ValueType) -> None:
+    def edit(transaction: Transaction) -> None:
+        node = pb.Node()
+        node.CopyFrom(transaction.get(pb.Node, node_id) or node)
+        node.status.state = state
+        transaction.update(node)
+
+    await store.update(edit)
 
 
 async def test_task_leaves_the_balancer_before_it_is_stopped() -> None:
@@ -72,6 +82,26 @@ async def test_a_node_that_is_down_holds_nothing_up() -> None:
 
         await own.until(lambda: own.desired(task.id) == pb.TASK_STATE_SHUTDOWN)
         await own.close()
+
+
+async def test_a_node_that_was_down_for_a_moment_learns_of_a_shutdown_once_all_confirmed() -> None:
+    store, a, b, service, task = _world()
+
+    async with leading(store) as dispatcher:
+        other = await FakeAgent(dispatcher, b.id, confirms=False).connect()
+        other.confirm()
+        await _set_state(store, a.id, pb.NODE_STATE_DOWN)
+        await change_task(store, task.id, desired=pb.TASK_STATE_SHUTDOWN)
+        await other.until(lambda: task.id not in other.endpoint_states(service.id))
+        own = await FakeAgent(dispatcher, a.id).connect()
+        await _settle()
+        assert own.desired(task.id) == pb.TASK_STATE_RUNNING
+
+        other.confirm()
+        await own.until(lambda: own.desired(task.id) == pb.TASK_STATE_SHUTDOWN)
+
+        await own.close()
+        await other.close()
 
 
 async def test_a_task_of_a_removed_service_leaves_the_balancers_first_too() -> None:
