@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from swarmlet.raft.contact import Contact
+from tests.unit.raft.managers import eventually, managers
 
 
 def a_contact(*connected: str, leader: str | None = "b") -> Contact:
@@ -65,3 +68,18 @@ def test_a_connection_that_breaks_late_does_not_make_the_silence_shorter() -> No
     contact.disconnected("b", 23.0)
 
     assert contact.unreachable({"b", "c"}, 30.0) == {"b": 20.0}
+
+
+async def test_every_manager_sees_who_is_gone_and_who_is_back(tmp_path: Path) -> None:
+    async with managers(tmp_path, "a", "b", "c") as group:
+        leader = await group.leader()
+        first, last = (m for m in group.running.values() if m is not leader)
+        await eventually(lambda: not any(m.node.unreachable() for m in group.running.values()))
+
+        await group.stop(leader.name)
+        await eventually(lambda: all(set(m.node.unreachable()) == {leader.name} for m in (first, last)))
+        await group.stop(first.name)
+        await eventually(lambda: set(last.node.unreachable()) == {leader.name, first.name})
+        await group.start(leader.name)
+
+        await eventually(lambda: set(last.node.unreachable()) == {first.name})
