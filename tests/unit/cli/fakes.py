@@ -187,6 +187,14 @@ class _Servicer(ControlServicer, LocalSwarmServicer):
         self._take("Join", request, context)
         return pb.SwarmJoinResponse(node_id=NODE_IDS[1], role=pb.NODE_ROLE_WORKER)
 
+    def Backup(self, request: Any, context: Any) -> Iterator[pb.BackupResponse]:
+        self._take("Backup", request, context)
+        yield pb.BackupResponse()
+
+    def Restore(self, request_iterator: Any, context: Any) -> Any:
+        self._take("Restore", list(request_iterator), context)
+        return pb.RestoreResponse()
+
     def Leave(self, request: Any, context: Any) -> Any:
         self._take("Leave", request, context)
         return pb.SwarmLeaveResponse()
