@@ -79,6 +79,8 @@ class Agent:
         self._description = pb.NodeDescription()
         self._running: asyncio.Task[None] | None = None
         self._session_opened = False
+        self._period_seconds = 0.0
+        self._period_changed = asyncio.Event()
         self.is_connected = False
         """Whether a session with the leader is open at the moment."""
 
@@ -159,24 +161,21 @@ class Agent:
                 raise Unavailable("the manager did not begin with its session's facts")
             self._session_opened = self.is_connected = True
             self._take_session_info(first.session)
-            period_seconds = first.session.heartbeat_period_ns / 1e9
-            log.info("session with the leader", heartbeat_seconds=round(period_seconds, 3))
+            log.info("session with the leader", heartbeat_seconds=round(self._period_seconds, 3))
             self._reporter.restart()
             await _until_first_ends(
-                self._receive(session, messages, SILENT_PERIODS * period_seconds),
-                self._send_heartbeats(session, period_seconds),
+                self._receive(session, messages),
+                self._send_heartbeats(session),
                 self._send_reports(session),
                 self._send_descriptions(session),
             )
 
-    async def _receive(
-        self, session: LinkSession, messages: AsyncIterator[pb.ManagerMessage], silence_seconds: float
-    ) -> None:
+    async def _receive(self, session: LinkSession, messages: AsyncIterator[pb.ManagerMessage]) -> None:
         publisher = LogPublisher(self._node_id, self._link, self._worker.machine)
         confirming: set[asyncio.Task[None]] = set()
         try:
             while True:
-                message = await _next_message(messages, silence_seconds)
+                message = await _next_message(messages, SILENT_PERIODS * self._period_seconds)
                 match message.WhichOneof("message"):
                     case "assignments":
                         services = self._worker.apply(message.assignments)
@@ -208,10 +207,16 @@ class Agent:
         except Exception:
             log.exception("endpoint table not taken up", version=version)
 
-    async def _send_heartbeats(self, session: LinkSession, period_seconds: float) -> None:
+    async def _send_heartbeats(self, session: LinkSession) -> None:
         while True:
             await session.send(pb.AgentMessage(heartbeat=pb.Heartbeat()))
-            await asyncio.sleep(period_seconds)
+            self._period_changed.clear()
+            try:
+                # A new period counts from now on: the manager already waits by it.
+                async with asyncio.timeout(self._period_seconds):
+                    await self._period_changed.wait()
+            except TimeoutError:
+                continue
 
     async def _send_reports(self, session: LinkSession) -> None:
         while True:
@@ -232,6 +237,8 @@ class Agent:
             log.warning("the runtime does not describe itself", error=str(error))
 
     def _take_session_info(self, info: pb.SessionInfo) -> None:
+        self._period_seconds = info.heartbeat_period_ns / 1e9
+        self._period_changed.set()
         if self._on_session is not None:
             self._on_session(info)
 

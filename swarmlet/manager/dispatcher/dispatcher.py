@@ -59,6 +59,7 @@ class Dispatcher:
         self._managers = managers
         self._heartbeat_seconds = heartbeat_seconds
         self._leading = False
+        self._period_told = 0.0
         self._sessions: dict[str, Session] = {}
         self._table = EndpointTable()
         self._gate = ShutdownGate(
@@ -111,10 +112,12 @@ class Dispatcher:
             for endpoint in entry.endpoints:
                 if endpoint.state == pb.ENDPOINT_STATE_DRAINING:
                     self._gate.hold(endpoint.task_id, self._table.revision)
+        self._period_told = self._period_seconds()
         self._leading = True
         self._gate.check()
 
     def _read_everything(self) -> None:
+        self._set_periods()
         known = {s.id for s in self._store.view.services} | self._table.services.keys()
         self._refresh_services(known)
         for session in self._sessions.values():
@@ -134,6 +137,8 @@ class Dispatcher:
                         services[task.service_id] = None
                 case pb.Service() as service:
                     services[service.id] = None
+                case pb.Cluster():
+                    self._set_periods()
                 case pb.Node() as node:
                     services.update(dict.fromkeys(self._node_changed(node, old, new)))
         # The table first: a task that leaves it must be held before its own agent is told.
@@ -209,6 +214,19 @@ class Dispatcher:
         stored_ns = cluster.spec.dispatcher.heartbeat_period_ns if cluster is not None else 0
         return stored_ns / 1e9 or HEARTBEAT_SECONDS
 
+    def _set_periods(self) -> None:
+        """Tells the agents of another heartbeat period."""
+        wanted = self._period_seconds()
+        if wanted == self._period_told:
+            return
+        self._period_told = wanted
+        for session in self._sessions.values():
+            session.period_seconds = self._jittered(wanted)
+            session.info_changed()
+
+    def _jittered(self, period_seconds: float) -> float:
+        return period_seconds * self._rng.uniform(1 - HEARTBEAT_JITTER, 1 + HEARTBEAT_JITTER)
+
     # ---- what sessions read
 
     @property
@@ -271,8 +289,7 @@ class Dispatcher:
         that does not begin with Hello, Unavailable when the node could not be stored.
         """
         hello = await self._hello(incoming)
-        period_seconds = self._period_seconds()
-        period_seconds *= self._rng.uniform(1 - HEARTBEAT_JITTER, 1 + HEARTBEAT_JITTER)
+        period_seconds = self._jittered(self._period_seconds())
         await self._liveness.register(node_id, hello, hello.address or peer_address, period_seconds)
         if not self._leading:
             raise NotLeader

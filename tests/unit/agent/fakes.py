@@ -37,6 +37,7 @@ class FakeManager:
         self.confirms_reports = True
         self.answers_heartbeats = True
         self.heartbeat_seconds = 0.05
+        self.heartbeats = 0
         self._outgoing: asyncio.Queue[pb.ManagerMessage | None] = asyncio.Queue()
         self._version = 0
         self._heard = asyncio.Condition()
@@ -91,6 +92,7 @@ class FakeManager:
                 case "hello":
                     self.hellos.append(message.hello)
                 case "heartbeat":
+                    self.heartbeats += 1
                     if self.answers_heartbeats:
                         self.say(pb.ManagerMessage(heartbeat_ack=pb.HeartbeatAck()))
                 case "applied":

@@ -229,6 +229,17 @@ async def test_statuses_are_repeated_until_they_are_confirmed(tmp_path: Path) ->
         assert (update.task_id, update.status.state) == (task.id, RUNNING)
 
 
+async def test_a_new_heartbeat_period_counts_at_once(tmp_path: Path) -> None:
+    manager = FakeManager()
+    manager.heartbeat_seconds = 3600.0
+
+    async with an_agent(manager, SimulatedRuntime("h"), tmp_path):
+        await manager.until(lambda: manager.heartbeats == 1)
+        manager.say(pb.ManagerMessage(session=pb.SessionInfo(heartbeat_period_ns=10_000_000)))
+
+        await manager.until(lambda: manager.heartbeats >= 4)
+
+
 async def test_a_manager_that_hangs_is_left(tmp_path: Path) -> None:
     manager = FakeManager()
     manager.answers_heartbeats = False

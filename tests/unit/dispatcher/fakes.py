@@ -144,7 +144,7 @@ class FakeAgent:
 
 @asynccontextmanager
 async def leading(
-    store: Store, *, heartbeat_seconds: float = 5.0, confirm_wait_seconds: float = 60.0
+    store: Store, *, heartbeat_seconds: float | None = 5.0, confirm_wait_seconds: float = 60.0
 ) -> AsyncGenerator[Dispatcher, None]:
     """A dispatcher that leads inside the block. By default nothing in it ends by time alone."""
     dispatcher = Dispatcher(

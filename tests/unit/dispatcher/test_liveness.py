@@ -6,8 +6,8 @@ import pytest
 
 from swarmlet.api import pb
 from swarmlet.api.errors import Unavailable
-from swarmlet.store.store import Store
-from tests.builders import a_node, a_service, a_task, make_store
+from swarmlet.store.store import Store, Transaction
+from tests.builders import a_cluster, a_node, a_service, a_task, make_store
 from tests.unit.dispatcher.fakes import FakeAgent, a_published_service, a_serving_task, leading, stored
 
 
@@ -31,6 +31,25 @@ async def test_a_node_that_misses_its_heartbeats_is_down() -> None:
         assert found is not None
         assert found.status.message == "heartbeat failure"
         assert isinstance(agent.error, Unavailable)
+        await agent.close()
+
+
+async def test_agents_hear_of_another_heartbeat_period_in_the_middle_of_a_session() -> None:
+    node = a_node()
+    cluster = a_cluster()
+    store = make_store(node, cluster)
+
+    def lengthen(transaction: Transaction) -> None:
+        changed = pb.Cluster()
+        changed.CopyFrom(transaction.view.clusters.get(cluster.id) or cluster)
+        changed.spec.dispatcher.heartbeat_period_ns = 30_000_000_000
+        transaction.update(changed)
+
+    async with leading(store, heartbeat_seconds=None) as dispatcher:
+        agent = await FakeAgent(dispatcher, node.id).connect()
+        await store.update(lengthen)
+
+        await agent.until(lambda: agent.info is not None and 27e9 <= agent.info.heartbeat_period_ns <= 33e9)
         await agent.close()
 
 
