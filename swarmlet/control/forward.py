@@ -84,35 +84,35 @@ class ForwardingControl:
     # ---- reads, from this manager's state
 
     async def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
-        await self._be_current()
+        await self.be_current()
         return await self._control.get_cluster(request)
 
     async def list_nodes(self, request: pb.ListNodesRequest) -> pb.ListNodesResponse:
-        await self._be_current()
+        await self.be_current()
         return await self._control.list_nodes(request)
 
     async def get_node(self, request: pb.GetNodeRequest) -> pb.GetNodeResponse:
-        await self._be_current()
+        await self.be_current()
         return await self._control.get_node(request)
 
     async def list_services(self, request: pb.ListServicesRequest) -> pb.ListServicesResponse:
-        await self._be_current()
+        await self.be_current()
         return await self._control.list_services(request)
 
     async def get_service(self, request: pb.GetServiceRequest) -> pb.GetServiceResponse:
-        await self._be_current()
+        await self.be_current()
         return await self._control.get_service(request)
 
     async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
-        await self._be_current()
+        await self.be_current()
         return await self._control.list_tasks(request)
 
     async def get_task(self, request: pb.GetTaskRequest) -> pb.GetTaskResponse:
-        await self._be_current()
+        await self.be_current()
         return await self._control.get_task(request)
 
     async def watch(self, request: pb.WatchRequest) -> AsyncGenerator[pb.WatchResponse, None]:
-        await self._be_current()
+        await self.be_current()
         async with aclosing(self._control.watch(request)) as responses:
             async for response in responses:
                 yield response
@@ -169,7 +169,7 @@ class ForwardingControl:
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + min(DEADLINE_SECONDS, self._terms.seconds)
 
-    async def _be_current(self) -> None:
+    async def be_current(self) -> None:
         """Returns once the state here is at least as new as the moment of the call."""
         if self._terms.is_stale:
             return

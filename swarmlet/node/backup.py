@@ -15,9 +15,11 @@ import structlog
 from swarmlet import __version__
 from swarmlet.api import pb
 from swarmlet.api.errors import InvalidArgument, SwarmletError
+from swarmlet.control.terms import Terms
 from swarmlet.node.disaster import BACKUP_FORMAT
 from swarmlet.node.manager import Manager
 
+AGREE_SECONDS = 5.0
 CHUNK_BYTES = 1 << 20
 STATE_BYTES_MAX = 2 << 30
 
@@ -33,7 +35,7 @@ async def backup(
     """
     warnings = []
     try:
-        await manager.barrier()
+        await manager.control.under(Terms(seconds=AGREE_SECONDS)).be_current()
     except SwarmletError as error:
         log.warning("backup of this manager's own last state", error=str(error))
         warnings.append(

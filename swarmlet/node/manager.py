@@ -41,7 +41,6 @@ from swarmlet.raft.transport import GrpcTransport, RaftServicer
 from swarmlet.store.store import Store
 
 FORWARD_SECONDS = 10.0
-BARRIER_SECONDS = 5.0
 LEAD_AGAIN_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -146,28 +145,6 @@ class Manager:
                     seen = await self.raft.leadership(seen)
         except TimeoutError:
             raise Unavailable("this manager could not take the lead of its swarm") from None
-
-    async def barrier(self) -> None:
-        """Returns once everything that was committed before the call is applied here, whoever leads.
-
-        Raises Unavailable when that cannot be known: no leader, or one without a majority.
-        """
-        if self.raft.is_leader:
-            await self.raft.barrier()
-            return
-        leader = self.raft.leader
-        if leader is None or leader.node_id == self.raft.node_id:
-            raise Unavailable("the swarm does not have a leader")
-        stub = raft_pb2_grpc.RaftMembershipStub(self._leader_channel(leader))
-        try:
-            answer = await stub.Barrier(pb.BarrierRequest(), timeout=BARRIER_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise from_code(error.code(), error.details() or "") from error
-        try:
-            async with asyncio.timeout(BARRIER_SECONDS):
-                await self.raft.wait_applied(answer.index)
-        except TimeoutError:
-            raise Unavailable("this manager is far behind the leader") from None
 
     # ---- ports
 

@@ -55,24 +55,6 @@ class MembershipServicer(raft_pb2_grpc.RaftMembershipServicer):
             await abort(context, error)
         return pb.RemoveMemberResponse()
 
-    async def Leader(  # noqa: N802 - the service's name
-        self,
-        request: pb.LeaderRequest,
-        context: grpc.aio.ServicerContext[pb.LeaderRequest, pb.LeaderResponse],
-    ) -> pb.LeaderResponse:
-        return pb.LeaderResponse(leader=self._raft.leader, members=self._raft.members)
-
-    async def Barrier(  # noqa: N802 - the service's name
-        self,
-        request: pb.BarrierRequest,
-        context: grpc.aio.ServicerContext[pb.BarrierRequest, pb.BarrierResponse],
-    ) -> pb.BarrierResponse:
-        try:
-            await self._raft.barrier()
-        except SwarmletError as error:
-            await abort(context, error)
-        return pb.BarrierResponse(index=self._raft.core.applied_index)
-
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: SwarmletError) -> None:
     """Ends a call with an error, telling where the leader is when that is the trouble."""

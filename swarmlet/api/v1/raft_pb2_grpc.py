@@ -129,16 +129,6 @@ class RaftMembershipStub:
                 request_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.RemoveMemberRequest.SerializeToString,
                 response_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.RemoveMemberResponse.FromString,
                 _registered_method=True)
-        self.Leader = channel.unary_unary(
-                '/swarmlet.v1.RaftMembership/Leader',
-                request_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderRequest.SerializeToString,
-                response_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderResponse.FromString,
-                _registered_method=True)
-        self.Barrier = channel.unary_unary(
-                '/swarmlet.v1.RaftMembership/Barrier',
-                request_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierRequest.SerializeToString,
-                response_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierResponse.FromString,
-                _registered_method=True)
 
 
 class RaftMembershipServicer:
@@ -158,18 +148,6 @@ class RaftMembershipServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Leader(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Barrier(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_RaftMembershipServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,16 +160,6 @@ def add_RaftMembershipServicer_to_server(servicer, server):
                     servicer.Remove,
                     request_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.RemoveMemberRequest.FromString,
                     response_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.RemoveMemberResponse.SerializeToString,
-            ),
-            'Leader': grpc.unary_unary_rpc_method_handler(
-                    servicer.Leader,
-                    request_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderRequest.FromString,
-                    response_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderResponse.SerializeToString,
-            ),
-            'Barrier': grpc.unary_unary_rpc_method_handler(
-                    servicer.Barrier,
-                    request_deserializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierRequest.FromString,
-                    response_serializer=swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -250,60 +218,6 @@ class RaftMembership:
             '/swarmlet.v1.RaftMembership/Remove',
             swarmlet_dot_api_dot_v1_dot_raft__pb2.RemoveMemberRequest.SerializeToString,
             swarmlet_dot_api_dot_v1_dot_raft__pb2.RemoveMemberResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Leader(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/swarmlet.v1.RaftMembership/Leader',
-            swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderRequest.SerializeToString,
-            swarmlet_dot_api_dot_v1_dot_raft__pb2.LeaderResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Barrier(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/swarmlet.v1.RaftMembership/Barrier',
-            swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierRequest.SerializeToString,
-            swarmlet_dot_api_dot_v1_dot_raft__pb2.BarrierResponse.FromString,
             options,
             channel_credentials,
             insecure,

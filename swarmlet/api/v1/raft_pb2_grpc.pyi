@@ -85,8 +85,6 @@ class RaftMembershipStub:
     def __new__(cls, channel: _aio.Channel) -> RaftMembershipAsyncStub: ...
     Join: _grpc.UnaryUnaryMultiCallable[_raft_pb2.JoinMemberRequest, _raft_pb2.JoinMemberResponse]
     Remove: _grpc.UnaryUnaryMultiCallable[_raft_pb2.RemoveMemberRequest, _raft_pb2.RemoveMemberResponse]
-    Leader: _grpc.UnaryUnaryMultiCallable[_raft_pb2.LeaderRequest, _raft_pb2.LeaderResponse]
-    Barrier: _grpc.UnaryUnaryMultiCallable[_raft_pb2.BarrierRequest, _raft_pb2.BarrierResponse]
 
 @_typing.type_check_only
 class RaftMembershipAsyncStub(RaftMembershipStub):
@@ -97,8 +95,6 @@ class RaftMembershipAsyncStub(RaftMembershipStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_raft_pb2.JoinMemberRequest, _raft_pb2.JoinMemberResponse]  # type: ignore[assignment]
     Remove: _aio.UnaryUnaryMultiCallable[_raft_pb2.RemoveMemberRequest, _raft_pb2.RemoveMemberResponse]  # type: ignore[assignment]
-    Leader: _aio.UnaryUnaryMultiCallable[_raft_pb2.LeaderRequest, _raft_pb2.LeaderResponse]  # type: ignore[assignment]
-    Barrier: _aio.UnaryUnaryMultiCallable[_raft_pb2.BarrierRequest, _raft_pb2.BarrierResponse]  # type: ignore[assignment]
 
 class RaftMembershipServicer(metaclass=_abc_1.ABCMeta):
     """Managers only; answered by the leader, others fail with FAILED_PRECONDITION
@@ -118,19 +114,5 @@ class RaftMembershipServicer(metaclass=_abc_1.ABCMeta):
         request: _raft_pb2.RemoveMemberRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_raft_pb2.RemoveMemberResponse, _abc.Awaitable[_raft_pb2.RemoveMemberResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def Leader(
-        self,
-        request: _raft_pb2.LeaderRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_raft_pb2.LeaderResponse, _abc.Awaitable[_raft_pb2.LeaderResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def Barrier(
-        self,
-        request: _raft_pb2.BarrierRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_raft_pb2.BarrierResponse, _abc.Awaitable[_raft_pb2.BarrierResponse]]: ...
 
 def add_RaftMembershipServicer_to_server(servicer: RaftMembershipServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
