@@ -24,17 +24,22 @@ from swarmlet.lab.cluster import Lab
 COMMAND = ("sleep", "3600")
 LOOK_SECONDS = 0.02
 # Beside the lab's managers, which have addresses of their own.
+_SWARM_BRIDGE = "docker_gwbridge"
 SWARM_ADDRESS = "127.0.0.1:23777"
 
 
 @contextmanager
 def engine_as_swarm() -> Iterator[Any]:
     with containers.engine() as client:
+        had_bridge = bool(client.networks.list(names=[_SWARM_BRIDGE]))
         client.swarm.init(advertise_addr=SWARM_ADDRESS, listen_addr=SWARM_ADDRESS)
         try:
             yield client
         finally:
             client.swarm.leave(force=True)
+            if not had_bridge:
+                # A swarm makes it on its first day and leaves it behind.
+                client.networks.get(_SWARM_BRIDGE).remove()
 
 
 async def until_in_thread(true: Callable[[], bool]) -> None:
