@@ -10,6 +10,7 @@ import pytest
 
 from swarmlet.api import pb
 from swarmlet.api.errors import InvalidArgument, Unavailable
+from swarmlet.control.terms import Terms
 from swarmlet.node import backup as backups
 from swarmlet.node.manager import Manager
 from swarmlet.store.store import Store
@@ -30,15 +31,23 @@ class FakeRaft:
     core: FakeCore = field(default_factory=FakeCore)
 
 
+class FakeControl:
+    def __init__(self) -> None:
+        self.has_leader = True
+
+    def under(self, terms: Terms) -> FakeControl:
+        return self
+
+    async def be_current(self) -> None:
+        if not self.has_leader:
+            raise Unavailable("there is no leader")
+
+
 class FakeManager:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.raft = FakeRaft()
-        self.has_leader = True
-
-    async def barrier(self) -> None:
-        if not self.has_leader:
-            raise Unavailable("there is no leader")
+        self.control = FakeControl()
 
 
 @pytest.fixture
@@ -72,7 +81,7 @@ async def test_the_header_comes_first_and_the_state_in_pieces(
 
 
 async def test_without_a_leader_the_backup_says_that_it_may_be_old(manager: FakeManager) -> None:
-    manager.has_leader = False
+    manager.control.has_leader = False
 
     first, *pieces = await saved(manager)
 
