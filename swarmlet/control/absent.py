@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from swarmlet.api import pb
-from swarmlet.api.errors import Unavailable
+from swarmlet.api.errors import FailedPrecondition, SwarmletError, Unavailable
 
 NOT_IN_SWARM = (
     'This node is not a swarm manager. Use "swarmlet swarm init" or "swarmlet swarm join" '
@@ -24,13 +24,18 @@ MANAGER_NOT_READY = (
 
 
 class AbsentControl:
-    """Refuses every method with Unavailable and one of the texts above."""
+    """Refuses every method with one of the texts above.
+
+    Unavailable where waiting helps, FailedPrecondition where only the user can.
+    """
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def _refusal(self) -> Unavailable:
-        return Unavailable(self._reason)
+    def _refusal(self) -> SwarmletError:
+        if self._reason == MANAGER_NOT_READY:
+            return Unavailable(self._reason)
+        return FailedPrecondition(self._reason)
 
     async def get_cluster(self, request: pb.GetClusterRequest) -> pb.GetClusterResponse:
         raise self._refusal()
