@@ -27,7 +27,7 @@ from swarmlet.api.errors import (
     SwarmletError,
     Unavailable,
 )
-from swarmlet.lab import containers, cuts, processes
+from swarmlet.lab import containers, cuts, example, processes
 from swarmlet.lab import layout as layouts
 from swarmlet.lab.client import NodeClient, told
 from swarmlet.lab.layout import Layout, NodeLayout
@@ -382,6 +382,7 @@ def _remove_containers(directory: Path) -> None:
     for node in layout.nodes:
         if node.node_id:
             containers.remove(node.node_id)
+    containers.remove_image(example.IMAGE)
 
 
 def clear(directory: Path) -> None:

@@ -73,6 +73,16 @@ def remove(node_id: str) -> None:
     _each(node_id, lambda container: container.remove(force=True, v=True))
 
 
+def remove_image(name: str) -> None:
+    """Removes an image unless somebody, another lab say, still has a container of it."""
+    with engine() as client:
+        try:
+            client.images.remove(name)
+        except docker.errors.APIError as error:
+            if error.status_code not in (404, 409):
+                raise Unavailable(f"Docker Engine: {error.explanation}") from error
+
+
 def addresses(node_id: str) -> list[str]:
     """The IPv4 addresses of the node's running containers, on every engine network they are on."""
     found = []

@@ -21,6 +21,8 @@ def docker_lab(engine_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Com
         ids = [node.node_id for node in Lab.load(commands.directory).layout.nodes]
         yield commands
     assert [_containers(node_id) for node_id in ids] == [{}, {}, {}]
+    with containers.engine() as client:
+        assert not client.images.list(name=example.IMAGE)
 
 
 def test_power_loss_takes_the_nodes_containers_and_no_others(docker_lab: Commands) -> None:
