@@ -17,7 +17,7 @@ from datetime import datetime
 from swarmlet.api import pb
 from swarmlet.api.taskstate import is_terminal
 from swarmlet.manager.orchestrator.slot import UPDATING
-from swarmlet.manager.orchestrator.tasks import age_order, is_wanted_up, stop
+from swarmlet.manager.orchestrator.tasks import age_order, is_wanted_up, stopped
 from swarmlet.manager.reconcile import Edit, Key, Plan
 from swarmlet.store.store import Transaction
 from swarmlet.store.tables import Tables, slot_key
@@ -88,11 +88,9 @@ def _history_changed(old: object, new: pb.Cluster) -> bool:
 
 
 def _remove_all(tasks: Iterable[pb.Task], now: datetime) -> Iterator[Edit]:
-    for task in tasks:
-        if _is_over(task):
-            yield _forget(task.id)
-        elif task.desired_state < pb.TASK_STATE_REMOVE:
-            yield stop(task.id, now, pb.TASK_STATE_REMOVE)
+    return (
+        _remove(task.id, now) for task in tasks if _is_over(task) or task.desired_state < pb.TASK_STATE_REMOVE
+    )
 
 
 def _orphan_all(tasks: Iterable[pb.Task], now: datetime) -> Iterator[Edit]:
@@ -137,13 +135,26 @@ def _is_over(task: pb.Task) -> bool:
     return is_terminal(task.status.state) or task.status.state < pb.TASK_STATE_ASSIGNED
 
 
+def _remove(task_id: str, now: datetime) -> Edit:
+    """Removes what is left of a service that is gone: at once, or once it has stopped."""
+
+    def edit(tx: Transaction) -> None:
+        task = tx.get(pb.Task, task_id)
+        if task is None:
+            return
+        if _is_over(task):
+            tx.delete(pb.Task, task_id)
+        elif task.desired_state < pb.TASK_STATE_REMOVE:
+            # Perhaps the scheduler has only just given it to a node.
+            tx.update(stopped(task, pb.TASK_STATE_REMOVE, now))
+
+    return edit
+
+
 def _forget(task_id: str) -> Edit:
     def edit(tx: Transaction) -> None:
         task = tx.get(pb.Task, task_id)
-        if task is None or not _is_over(task):
-            return
-        # A task that ended but is still wanted is history only without its service.
-        if not is_wanted_up(task) or tx.get(pb.Service, task.service_id) is None:
+        if task is not None and _is_over(task) and not is_wanted_up(task):
             tx.delete(pb.Task, task_id)
 
     return edit

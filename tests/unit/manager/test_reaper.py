@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from swarmlet.api import pb
-from tests.builders import NOW, a_node, a_service, a_task
+from swarmlet.manager.orchestrator.reaper import Reaper
+from swarmlet.store.store import Transaction
+from tests.builders import NOW, a_node, a_service, a_task, make_store
 from tests.unit.manager.harness import Cluster
 
 SECOND = 1_000_000_000
@@ -111,3 +113,23 @@ def test_history_of_an_ended_update_shrinks_to_what_is_kept() -> None:
         assert cluster.service().update_status.state == pb.UPDATE_STATE_COMPLETED
         assert len(cluster.tasks()) == 3
         assert cluster.now > NOW
+
+
+async def test_a_task_that_is_given_to_a_node_while_its_service_is_removed_is_removed_too() -> None:
+    node, service = a_node(), a_service()
+    task = a_task(service, state=pb.TASK_STATE_PENDING)
+    store = make_store(node, task)
+    plan = Reaper().plan(store.view, ("service", service.id), NOW)
+
+    def assign(tx: Transaction) -> None:
+        assigned = pb.Task()
+        assigned.CopyFrom(tx.get(pb.Task, task.id) or task)
+        assigned.node_id = node.id
+        assigned.status.state = pb.TASK_STATE_ASSIGNED
+        tx.update(assigned)
+
+    await store.update(assign)
+    await store.batch(plan.edits)
+
+    (left,) = store.view.tasks
+    assert left.desired_state == pb.TASK_STATE_REMOVE
