@@ -24,8 +24,8 @@ COMMIT_SECONDS_MAX = 1.0
 """How far apart what was planned together may be committed."""
 OBEY_SECONDS = 5.0
 """How long, while nothing is broken, a task may still be started that is not wanted any more."""
-BALANCER_SECONDS = 2.0
-"""The bounded wait of a shutdown for the balancers (DESIGN.md, section 7)."""
+BALANCER_SECONDS = 2.0 - 0.1
+"""The bounded wait of a shutdown for the balancers, less what it may begin before the task is to stop."""
 PREDECESSOR_SECONDS = 60.0
 """How long beyond its grace period a slot waits for a task that does not stop."""
 GRACE_SECONDS = 10.0
@@ -224,7 +224,8 @@ class Judge:
     def check_task_has_left_the_balancers(self, host: str, task_id: str) -> None:
         """A shutdown begins when no connected node sends connections to the task, or after the wait.
 
-        Not counted is a node that was DOWN meanwhile: it comes back with what it knew before.
+        Not counted is a node that was DOWN when the task was to stop: it comes back with
+        what it knew before.
         """
         now = self._loop.time()
         waited = now - self._unwanted_at.get(task_id, now)
@@ -234,7 +235,8 @@ class Judge:
             daemon = other.daemon
             if daemon is None or daemon.agent is None or not daemon.agent.is_connected:
                 continue
-            was_down = self._down_at.get(other.name, -1.0) >= now - waited or self._is_down(other.name)
+            down_at = self._down_at.get(other.name, -1.0)
+            was_down = down_at >= now - waited - COMMIT_SECONDS_MAX or self._is_down(other.name)
             if daemon.proxy.leads_to(task_id, now) and not was_down:
                 name = _name(self._task(host, task_id))
                 self.violation(f"{name} is stopped after {waited:.2f} s while {other.name} leads to it")
