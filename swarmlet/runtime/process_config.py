@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from google.protobuf.message import Message
 
 from swarmlet.api import pb
 from swarmlet.runtime.base import TaskRejected, TaskResources
@@ -59,7 +60,7 @@ def plan_program(
     context = context_for(task, resources, address)
     spec = expand_container_spec(task.spec.container_spec, context)
     _refuse_mounts(spec)
-    ignored = [name for name in _WITHOUT_EFFECT if _is_set(spec, name)]
+    ignored = [name for name in _WITHOUT_EFFECT if _asks_for(spec, name)]
     if ignored:
         _log.warning("fields without effect in the process runtime", task_id=task.id, fields=ignored)
     command = [expand(word, context, "command") for word in (*spec.command, *spec.args)]
@@ -210,11 +211,10 @@ def _refuse_mounts(spec: pb.ContainerSpec) -> None:
         )
 
 
-def _is_set(spec: pb.ContainerSpec, name: str) -> bool:
-    descriptor = spec.DESCRIPTOR.fields_by_name[name]
-    if descriptor.has_presence:
-        return spec.HasField(name)  # type: ignore[arg-type]
-    return bool(getattr(spec, name))
+def _asks_for(spec: pb.ContainerSpec, name: str) -> bool:
+    """Whether the field asks for something: Docker's client sends Init: false and an empty DNSConfig."""
+    value = getattr(spec, name)
+    return value.ByteSize() > 0 if isinstance(value, Message) else bool(value)
 
 
 def _resource_limits(ulimits: Sequence[pb.Ulimit]) -> dict[int, tuple[int, int]]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from swarmlet.api import pb
 from swarmlet.runtime import procfs
@@ -94,6 +95,20 @@ async def test_exit_code_fails_the_task_with_dockers_words(daemon: Daemon) -> No
 
     assert failure.value.exit_code == 3
     assert exit_code_of(controller) == 3
+
+
+async def test_only_what_is_asked_for_in_vain_is_warned_of(daemon: Daemon) -> None:
+    plain = make_task("t1", "true")
+    plain.spec.container_spec.init = False
+    plain.spec.container_spec.dns_config.SetInParent()
+    demanding = make_task("t2", "true")
+    demanding.spec.container_spec.read_only = True
+
+    with capture_logs() as logs:
+        for task in (plain, demanding):
+            await (await started(daemon(), task)).wait()
+
+    assert [log["fields"] for log in logs if "without effect" in log["event"]] == [["read_only"]]
 
 
 async def test_command_and_args_are_one_command_line(daemon: Daemon) -> None:
