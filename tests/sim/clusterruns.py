@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -246,12 +247,15 @@ def exceptions_are_violations(world: ClusterWorld) -> Iterator[None]:
     """An exception that the product only logs is a defect all the same."""
 
     def collect(logger: object, method: str, event: Any) -> Any:
-        if event.get("exc_info"):
+        if event.get("exception"):
             world.judge.violation(f"logged: {event}")
         raise structlog.DropEvent
 
     before = structlog.get_config()
-    structlog.configure(processors=[structlog.processors.ExceptionRenderer(), collect])
+    structlog.configure(
+        processors=[structlog.processors.ExceptionRenderer(), collect],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+    )
     try:
         yield
     finally:
