@@ -277,7 +277,8 @@ class RaftNode:
         """Hands the lead to `target`; True once this manager no longer leads.
 
         New writes wait meanwhile, or no target would ever be up to date under load.
-        False, within one election timeout, when it cannot be done.
+        False, within one election timeout, when it cannot be done. Raises Unavailable when
+        this manager stops meanwhile.
         """
         if target not in self.core.members or target == self.node_id:
             return False

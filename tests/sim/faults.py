@@ -18,9 +18,8 @@ async def random_faults(world: World, seconds: float, rate: float = 1.0) -> None
         a, b = rng.sample(world.names, 2)
         kind = rng.random()
         if kind < 0.25:
-            if a in world.managers:
-                world.crash(a)
-                world._later(rng.uniform(0.1, 2.5), _come_back, world, a)
+            for name in rng.choice([[a], [a], [a], world.names]):
+                world.lose_power(name)
         elif kind < 0.4:
             world.break_connection(a, b)
         elif kind < 0.55:
@@ -36,11 +35,6 @@ async def random_faults(world: World, seconds: float, rate: float = 1.0) -> None
         else:
             world.pause(a, rng.uniform(0.1, 2.0))
         world.observe()
-
-
-def _come_back(world: World, name: str) -> None:
-    if world.disks[name].entries:
-        world.start(name)
 
 
 async def random_membership(world: World, seconds: float) -> None:

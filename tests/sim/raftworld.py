@@ -115,6 +115,7 @@ class World:
         )
         self.delay_seconds = rng.choice([0.005, 0.02, 0.1])
         self.sync_seconds = rng.choice([0.0, 0.002, 0.02])
+        self.power_loss_at_sync = rng.choice([0.0, 0.001, 0.005])
         self.disks = {name: Disk() for name in self.names}
         self.managers: dict[str, Manager] = {}
         self.links = {(a, b): Link() for a in self.names for b in self.names if a != b}
@@ -124,7 +125,7 @@ class World:
         self.refused: set[bytes] = set()
         self.leaders: dict[int, str] = {}
         self.clients: set[asyncio.Task[None]] = set()
-        self.to_be_removed: set[str] = set()
+        self.asked_to_remove: set[str] = set()
         self._applied: dict[int, tuple[str, bytes]] = {}
 
     # ---- life and death
@@ -148,7 +149,7 @@ class World:
             transport=transport,
             settings=self.settings,
             rng=random.Random(self.rng.random()),
-            in_thread=self._in_thread,
+            in_thread=lambda call: self._in_thread(name, call),
         )
         task = asyncio.create_task(self._run(name, node), name=name)
         self.managers[name] = Manager(name, disk, node, machine, transport, task)
@@ -172,17 +173,44 @@ class World:
             self.violations.append(f"{name} stopped: {error}")
             return
         # It was voted out; its owner throws its state away.
-        if name not in self.to_be_removed:
-            self.violations.append(f"{name} was told that it is removed, and nobody asked for it")
+        self._judge_removal(name, node.term)
         self.crash(name)
         self.disks[name] = Disk()
 
-    async def _in_thread(self, call: Callable[[], object]) -> object:
-        # A crash may come in here: before the disk has it, or after and before anybody knows.
+    def _judge_removal(self, name: str, term: int) -> None:
+        if name not in self.asked_to_remove:
+            self.violations.append(f"{name} was told that it is removed, and nobody asked for it")
+        for other in self.alive():
+            core = other.node.core
+            is_settled = core._configurations[-1][0] <= core.commit_index
+            if core.leads and core.term >= term and is_settled and name in core.members:
+                self.violations.append(f"{name} was told that it is removed, and has its vote")
+
+    async def _in_thread(self, name: str, call: Callable[[], object]) -> object:
+        """A slow disk; power may fail before it has what is written, or after and before anybody knows."""
         await asyncio.sleep(self.rng.uniform(0, self.sync_seconds))
+        await self._maybe_lose_power(name)
         result = call()
         await asyncio.sleep(self.rng.uniform(0, self.sync_seconds))
+        await self._maybe_lose_power(name)
         return result
+
+    async def _maybe_lose_power(self, name: str) -> None:
+        if self.rng.random() < self.power_loss_at_sync:
+            # Often all in a rack: what is on one disk only is then on none.
+            for other in self.rng.choice([[name], [name], self.names]):
+                self.lose_power(other)
+            await asyncio.sleep(1.0)
+
+    def lose_power(self, name: str) -> None:
+        """A crash, and a start some time later."""
+        if name in self.managers:
+            self.crash(name)
+            self._later(self.rng.uniform(0.1, 2.5), self.come_back, name)
+
+    def come_back(self, name: str) -> None:
+        if self.disks[name].entries:
+            self.start(name)
 
     def crash(self, name: str) -> None:
         """Power loss: what is not synced is gone, and some of what was just sent."""
@@ -348,7 +376,6 @@ class World:
     async def join(self, name: str, seconds: float = 20.0) -> None:
         """What a manager that wants to join does, until it is in or gives up."""
         end = self.time() + seconds
-        self.to_be_removed.discard(name)
         target = ""
         while self.time() < end:
             self.start(name)
@@ -368,7 +395,7 @@ class World:
         leader = self.leader()
         if leader is None or leader.name == name or len(leader.node.members) < 3:
             return
-        self.to_be_removed.add(name)
+        self.asked_to_remove.add(name)
         try:
             await leader.node.remove_member(name)
         except SwarmletError:
@@ -376,8 +403,12 @@ class World:
 
     async def hand_over(self, target: str) -> None:
         leader = self.leader()
-        if leader is not None:
+        if leader is None:
+            return
+        try:
             await leader.node.transfer_leadership(target)
+        except SwarmletError:
+            return
 
     # ---- watching
 

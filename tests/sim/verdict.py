@@ -13,9 +13,9 @@ async def settle(world: World, seconds: float = 20.0) -> None:
         client.cancel()
     await asyncio.gather(*world.clients, return_exceptions=True)
     world.separated.clear()
+    world.power_loss_at_sync = 0.0
     for name in world.names:
-        if world.disks[name].entries:
-            world.start(name)
+        world.come_back(name)
     for manager in world.alive():
         manager.paused_until = 0.0
     await asyncio.sleep(0)
