@@ -52,8 +52,13 @@ class Global:
 def _plan_node(view: Tables, node_id: str, now: datetime, plan: Plan) -> None:
     for service in view.services:
         if mode_of(service) == "global":
+            s = Situation(view, service, now)
             tasks = view.tasks.find("slot", (service.id, 0, node_id))
-            _plan_slot_of_node(Situation(view, service, now), node_id, tasks, plan)
+            if any(is_wanted_up(task) and s.revision.is_outdated(task) for task in tasks):
+                # A paused node has no part in updates; now that it may, the service has one again.
+                _plan_service(s, plan)
+            else:
+                _plan_slot_of_node(s, node_id, tasks, plan)
 
 
 def _plan_service(s: Situation, plan: Plan) -> None:

@@ -145,3 +145,18 @@ def test_removing_the_service_removes_its_tasks() -> None:
         cluster.run(2)
 
         assert len(cluster.view.tasks) == 0
+
+
+def test_a_task_whose_node_was_paused_during_an_update_is_updated_afterwards() -> None:
+    nodes = [a_node("a"), a_node("b")]
+    with Cluster(*nodes, a_global_service()) as cluster:
+        cluster.run(1)
+        cluster.set_node(nodes[0], availability=pb.NODE_AVAILABILITY_PAUSE)
+        cluster.update_service("agent", image="image:2")
+        cluster.run(30)
+        assert sorted(cluster.images("agent")) == ["image:1", "image:2"]
+
+        cluster.set_node(nodes[0], availability=pb.NODE_AVAILABILITY_ACTIVE)
+        cluster.run(30)
+
+        assert cluster.images("agent") == ["image:2", "image:2"]
