@@ -194,6 +194,7 @@ class ClusterWorld:
     def jump(self, name: str, by: timedelta) -> None:
         """Sets the wall clock of a host."""
         self.judge.note(f"clock of {name} jumps by {by}")
+        self.judge.clock_is_set()
         self.hosts[name].clock_offset += by
 
     def disturb(self) -> None:

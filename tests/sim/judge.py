@@ -53,6 +53,7 @@ class Judge:
         self._lost_power_at: dict[str, float] = {}
         self._starts_first: set[str] = set()
         self._leaders: dict[int, str] = {}
+        self._apart_at = float("-inf")
         self._listening = ExitStack()
         self._listening.enter_context(self.truth.watching(self._hear))
 
@@ -78,6 +79,10 @@ class Judge:
 
     def led(self, name: str, term: int) -> None:
         self.check_one_leader_per_term(name, term)
+
+    def clock_is_set(self) -> None:
+        """About to be: this is the last moment at which the clocks are as they were."""
+        self._clocks_apart_at()
 
     def lost_power(self, host: str) -> None:
         self._lost_power_at[host] = self._loop.time()
@@ -202,7 +207,7 @@ class Judge:
         the slot has waited for them as long as it may: by the managers' clocks, so where
         these do not agree the check says nothing.
         """
-        if not self._clocks_agree():
+        if self._loop.time() - self._clocks_apart_at() < GRACE_SECONDS + PREDECESSOR_SECONDS:
             return
         task = self._task(host, task_id)
         now = self._loop.time()
@@ -244,9 +249,12 @@ class Judge:
     def _task(self, host: str, task_id: str) -> pb.Task:
         return self._hosts[host].engine.known[task_id]
 
-    def _clocks_agree(self) -> bool:
+    def _clocks_apart_at(self) -> float:
+        """When the managers' clocks last did not agree."""
         offsets = [host.clock_offset for host in self._hosts.values() if host.is_manager]
-        return max(offsets) - min(offsets) <= CLOCK_SLACK
+        if max(offsets) - min(offsets) > CLOCK_SLACK:
+            self._apart_at = self._loop.time()
+        return self._apart_at
 
     def _is_down(self, node_id: str) -> bool:
         node = self.truth.view.nodes.get(node_id)
