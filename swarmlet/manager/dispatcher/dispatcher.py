@@ -108,10 +108,9 @@ class Dispatcher:
         self._liveness.begin()
         for service in self._store.view.services:
             self._table.refresh(self._store.view, service.id)
-        for entry in self._table.services.values():
-            for endpoint in entry.endpoints:
-                if endpoint.state == pb.ENDPOINT_STATE_DRAINING:
-                    self._gate.hold(endpoint.task_id, self._table.revision)
+        for task in self._store.view.tasks.find("state", pb.TASK_STATE_RUNNING):
+            if task.status.endpoint_addresses and not self._table.is_active(task.id):
+                self._gate.hold(task.id, self._table.revision)
         self._period_told = self._period_seconds()
         self._leading = True
         self._gate.check()

@@ -104,6 +104,24 @@ async def test_a_node_that_was_down_for_a_moment_learns_of_a_shutdown_once_all_c
         await other.close()
 
 
+async def test_a_new_leader_holds_a_shutdown_back_also_from_a_node_that_is_down() -> None:
+    store, a, b, _, task = _world()
+    await _set_state(store, a.id, pb.NODE_STATE_DOWN)
+
+    async with leading(store) as dispatcher:
+        await change_task(store, task.id, desired=pb.TASK_STATE_SHUTDOWN)
+        other = await FakeAgent(dispatcher, b.id, confirms=False).connect()
+        own = await FakeAgent(dispatcher, a.id).connect()
+        await _settle()
+        assert own.desired(task.id) == pb.TASK_STATE_RUNNING
+
+        other.confirm()
+        await own.until(lambda: own.desired(task.id) == pb.TASK_STATE_SHUTDOWN)
+
+        await own.close()
+        await other.close()
+
+
 async def test_a_task_of_a_removed_service_leaves_the_balancers_first_too() -> None:
     store, a, b, service, task = _world()
 
