@@ -20,8 +20,10 @@ from tests.sim.engine import BAD_IMAGES, GOOD_IMAGES
 from tests.sim.processes import Process
 from tests.sim.users import GaveUp, Promises, User, Watching, a_spec
 
-SETTLE_SECONDS = 90.0
+SETTLE_SECONDS = 60.0
 SERVICES_MAX = 4
+RECOVERY_SECONDS = 1.0
+"""How long after a fault things may still be as if it lasted."""
 
 
 class ClusterRun:
@@ -90,11 +92,12 @@ class ClusterRun:
         user = User(world, people, self.promises, random.Random(f"repair {self.seed}"))
 
         async def repair() -> None:
-            drained = user.rng.choice([*world.hosts, None, None])
-            for name in world.hosts:
+            names = [node.id for node in world.judge.truth.view.nodes]
+            drained = user.rng.choice([*names, None, None])
+            for name in names:
                 wanted = pb.NODE_AVAILABILITY_DRAIN if name == drained else pb.NODE_AVAILABILITY_ACTIVE
                 await user.insist(lambda name=name, wanted=wanted: user.set_node(name, availability=wanted))
-            for number, name in enumerate(n for n in world.hosts if n != drained):
+            for number, name in enumerate(n for n in names if n != drained):
                 await user.insist(
                     lambda name=name, number=number: user.set_node(name, zone=ZONES[number % len(ZONES)])
                 )
@@ -152,11 +155,14 @@ async def random_wish(world: ClusterWorld, user: User, mine: list[str]) -> None:
             + [pb.NODE_AVAILABILITY_DRAIN] * 2
         )
         await user.set_node(rng.choice(list(world.hosts)), availability=availability)
-    else:
+    elif wish < 0.98 or "w0" not in world.hosts:
         await user.set_node(rng.choice(list(world.hosts)), zone=rng.choice(ZONES))
+    else:
+        await user.remove_node("w0")
 
 
 def random_spec(rng: random.Random, name: str) -> pb.ServiceSpec:
+    cpus = rng.choice([0, 0, 0, 1, 2])
     return a_spec(
         name,
         rng.choice([1, 2, 3, 6]),
@@ -166,12 +172,15 @@ def random_spec(rng: random.Random, name: str) -> pb.ServiceSpec:
         parallelism=rng.choice([0, 1, 2, 2]),
         delay_seconds=rng.choice([0.0, 0.0, 0.5, 2.0]),
         monitor_seconds=rng.choice([0.0, 0.2, 1.0, 5.0]),
-        start_first=rng.random() < 0.4,
+        start_first=rng.random() < 0.4 and not cpus,
         on_failure=rng.choice(
             [pb.FAILURE_ACTION_PAUSE, pb.FAILURE_ACTION_CONTINUE, pb.FAILURE_ACTION_ROLLBACK]
         ),
         constraints=rng.choice([(), (), ("node.labels.zone==a",), ("node.labels.zone!=b",)]),
         is_global=rng.random() < 0.2,
+        condition=rng.choice([pb.RESTART_CONDITION_ANY] * 3 + [pb.RESTART_CONDITION_ON_FAILURE]),
+        attempts=rng.choice([0, 0, 0, 3]),
+        cpus=cpus,
     )
 
 
@@ -195,44 +204,76 @@ async def random_faults(world: ClusterWorld, rng: random.Random, seconds: float)
 
 
 def random_fault(world: ClusterWorld, rng: random.Random) -> None:
-    names = list(world.hosts)
-    name = rng.choice(names)
+    """Breaks something, for a while."""
+    name = rng.choice(list(world.hosts))
     leader = world.leader()
     if leader is not None and rng.random() < 0.3:
         name = leader.address
-    others = [n for n in names if n != name]
-    lasting = rng.choice([0.3, 1.0, 4.0, 12.0])
-    kind = rng.random()
-    if kind < 0.2:
-        world.crash(name)
-        _later(world, rng.uniform(0.05, lasting), world.start, name)
-    elif kind < 0.28:
-        world.crash(name, power=True)
-        _later(world, rng.uniform(1.0, 1.0 + lasting), world.start, name)
-    elif kind < 0.43:
-        some = rng.sample(others, rng.randint(1, len(others)))
-        world.cut_off(name, some)
-        _later(world, rng.uniform(0.05, lasting), world.reconnect, name, some)
-    elif kind < 0.5:
-        half = rng.sample(names, len(names) // 2)
-        for each in half:
-            rest = [n for n in names if n not in half]
-            world.cut_off(each, rest)
-            _later(world, lasting, world.reconnect, each, rest)
-    elif kind < 0.6:
-        other = rng.choice(others)
-        world.network.cut(name, other)
-        world.disturb()
-        _later(world, rng.uniform(0.05, lasting), world.network.heal, name, other)
-    elif kind < 0.68:
-        world.network.break_connections(name, rng.choice(others))
-        world.disturb()
-    elif kind < 0.8:
-        world.pause(name)
-        _later(world, rng.uniform(0.05, lasting), world.resume, name)
-    else:
-        world.slow_down(name, rng.choice([0.01, 0.05, 0.3]))
-        _later(world, lasting, world.slow_down, name, 0.0)
+    seconds = rng.uniform(0.05, rng.choice([0.3, 1.0, 4.0, 12.0]))
+    faults = [
+        _crash,
+        _crash,
+        _lose_power,
+        _cut_off,
+        _cut_off,
+        _divide,
+        _cut_one_way,
+        _break,
+        _pause,
+        _slow_down,
+    ]
+    with world.disturbed_for(seconds + RECOVERY_SECONDS):
+        rng.choice(faults)(world, rng, name, seconds)
+
+
+def _crash(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    world.crash(name)
+    _later(world, seconds, world.start, name)
+
+
+def _lose_power(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    world.crash(name, power=True)
+    _later(world, seconds, world.start, name)
+
+
+def _cut_off(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    others = _others(world, name)
+    some = rng.sample(others, rng.randint(1, len(others)))
+    world.cut_off(name, some)
+    _later(world, seconds, world.reconnect, name, some)
+
+
+def _divide(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    names = list(world.hosts)
+    half = rng.sample(names, len(names) // 2)
+    rest = [n for n in names if n not in half]
+    for each in half:
+        world.cut_off(each, rest)
+        _later(world, seconds, world.reconnect, each, rest)
+
+
+def _cut_one_way(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    other = rng.choice(_others(world, name))
+    world.network.cut(name, other)
+    _later(world, seconds, world.network.heal, name, other)
+
+
+def _break(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    world.network.break_connections(name, rng.choice(_others(world, name)))
+
+
+def _pause(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    world.pause(name)
+    _later(world, seconds, world.resume, name)
+
+
+def _slow_down(world: ClusterWorld, rng: random.Random, name: str, seconds: float) -> None:
+    world.slow_down(name, rng.choice([0.01, 0.05, 0.3]))
+    _later(world, seconds, world.slow_down, name, 0.0)
+
+
+def _others(world: ClusterWorld, name: str) -> list[str]:
+    return [other for other in world.hosts if other != name]
 
 
 def _later(world: ClusterWorld, seconds: float, call: Callable[..., None], *args: Any) -> None:

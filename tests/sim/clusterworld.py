@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -198,8 +198,15 @@ class ClusterWorld:
         self.hosts[name].clock_offset += by
 
     def disturb(self) -> None:
-        """Something is broken from now on, until `heal`."""
+        """Something is broken from now on, until `heal` or as long as `disturbed_for` says."""
         self.calm_since = float("inf")
+
+    @contextmanager
+    def disturbed_for(self, seconds: float) -> Iterator[None]:
+        """What is broken in this block is whole again after so long."""
+        before = self.calm_since
+        yield
+        self.calm_since = max(before, self.time() + seconds)
 
     def heal(self) -> None:
         """Everything runs and reaches everything; clocks stay as they are."""

@@ -12,6 +12,7 @@ from swarmlet.api import pb, taskstate
 from swarmlet.api.constraints import node_matches
 from swarmlet.store.objects import kind_of
 from swarmlet.store.store import Store
+from swarmlet.store.tables import Tables, slot_key
 from tests.sim.clusterworld import ClusterWorld
 from tests.sim.users import Promises, Watching
 
@@ -28,6 +29,7 @@ def differences(world: ClusterWorld, watching: list[Watching]) -> Iterator[str]:
     yield from removed_services_left_nothing(world)
     yield from engines_run_what_is_stored(world)
     yield from agents_say_what_is_stored(world)
+    yield from balancers_lead_to_what_runs(world)
     yield from watchers_know_what_is_stored(world, watching)
 
 
@@ -70,11 +72,13 @@ def services_are_as_asked(world: ClusterWorld) -> Iterator[str]:
         else:
             wanted = sum(_takes_global(service, node) for node in view.nodes)
             slots = {t.node_id for t in running}
-        if not len(running) == len(slots) == wanted:
+        missing = wanted - len(running)
+        if len(running) != len(slots) or not 0 <= missing <= _excused(world, service):
             yield f"{name}: {len(running)} of {wanted} tasks run in {len(slots)} slots"
         image = service.spec.task_template.container_spec.image
         stale = [t for t in running if t.spec.container_spec.image != image]
-        if stale and service.update_status.state not in _PAUSED:
+        is_waiting = service.update_status.state in _PAUSED or _waiting_for_room(world, service)
+        if stale and not is_waiting:
             yield f"{name}: {len(stale)} tasks are of another image than {image}"
         up = [
             task_id
@@ -86,6 +90,41 @@ def services_are_as_asked(world: ClusterWorld) -> Iterator[str]:
             yield f"{name}: {len(up)} tasks run in engines, {len(running)} are stored as running"
 
 
+def _excused(world: ClusterWorld, service: pb.Service) -> int:
+    """How many slots are rightly without a running task: given up by policy, or without a node with room."""
+    slots: dict[object, list[pb.Task]] = {}
+    for task in world.judge.truth.view.tasks.find("service", service.id):
+        slots.setdefault(slot_key(task), []).append(task)
+    policy = service.spec.task_template.restart_policy
+    may_give_up = bool(policy.max_attempts) or policy.condition != pb.RESTART_CONDITION_ANY
+    given_up = sum(
+        may_give_up and all(task.desired_state == pb.TASK_STATE_SHUTDOWN for task in tasks)
+        for tasks in slots.values()
+    )
+    return given_up + len(_waiting_for_room(world, service))
+
+
+def _waiting_for_room(world: ClusterWorld, service: pb.Service) -> list[pb.Task]:
+    view = world.judge.truth.view
+    waiting = [
+        task
+        for task in view.tasks.find("service", service.id)
+        if task.status.state == pb.TASK_STATE_PENDING and taskstate.is_wanted(task) and task.status.err
+    ]
+    return [task for task in waiting if not any(_has_room(view, node, task) for node in view.nodes)]
+
+
+def _has_room(view: Tables, node: pb.Node, task: pb.Task) -> bool:
+    if node.spec.availability != pb.NODE_AVAILABILITY_ACTIVE or task.node_id not in ("", node.id):
+        return False
+    occupying = [t for t in view.tasks.find("node", node.id) if taskstate.is_occupying(t)]
+    used = sum(t.spec.resources.reservations.nano_cpus for t in occupying)
+    free = node.description.resources.nano_cpus - used
+    return free >= task.spec.resources.reservations.nano_cpus and node_matches(
+        task.spec.placement.constraints, node
+    )
+
+
 def _takes_global(service: pb.Service, node: pb.Node) -> bool:
     constraints = service.spec.task_template.placement.constraints
     return node.spec.availability == pb.NODE_AVAILABILITY_ACTIVE and node_matches(constraints, node)
@@ -93,7 +132,7 @@ def _takes_global(service: pb.Service, node: pb.Node) -> bool:
 
 def rollouts_have_ended(world: ClusterWorld) -> Iterator[str]:
     for service in world.judge.truth.view.services:
-        if service.update_status.state in _UPDATING:
+        if service.update_status.state in _UPDATING and not _waiting_for_room(world, service):
             yield f"{service.spec.name}: its update goes on ({service.update_status.message})"
 
 
@@ -114,24 +153,41 @@ def engines_run_what_is_stored(world: ClusterWorld) -> Iterator[str]:
     for task in view.tasks:
         engine = world.hosts[task.node_id].engine if task.node_id else None
         is_up = engine is not None and task.id in engine.running_task_ids()
-        if task.status.state == pb.TASK_STATE_RUNNING and not is_up:
+        is_lost = view.nodes.get(task.node_id) is None
+        if task.status.state == pb.TASK_STATE_RUNNING and not is_up and not is_lost:
             yield f"{task.name} ({task.id[:5]}) is stored as running and does not run on {task.node_id}"
 
 
 def agents_say_what_is_stored(world: ClusterWorld) -> Iterator[str]:
     view = world.judge.truth.view
     for host in world.hosts.values():
+        if view.nodes.get(host.name) is None:
+            # Removed; what ran there is gone, or `engines_run_what_is_stored` says so.
+            continue
         agent = host.daemon.agent if host.daemon is not None else None
         if agent is None or not agent.is_connected:
             yield f"the agent of {host.name} has no session"
             continue
         for task in view.tasks.find("node", host.name):
             machine = agent._worker.machine(task.id)
-            if machine is None and not taskstate.is_terminal(task.status.state):
+            if machine is None and taskstate.is_occupying(task):
                 yield f"{host.name} knows nothing of {task.name} ({task.id[:5]})"
             elif machine is not None and not _is_same_state(machine.status.state, task.status.state):
                 said, stored = (pb.TaskState.Name(s) for s in (machine.status.state, task.status.state))
                 yield f"{host.name} says {said} of {task.name} ({task.id[:5]}), stored is {stored}"
+
+
+def balancers_lead_to_what_runs(world: ClusterWorld) -> Iterator[str]:
+    """Every node leads to every task that runs for a published port, and to nothing else."""
+    view = world.judge.truth.view
+    published = {service.id for service in view.services if service.endpoint.ports}
+    serving = {t.id for t in view.tasks if t.service_id in published and taskstate.is_running(t)}
+    for host in world.hosts.values():
+        if view.nodes.get(host.name) is None:
+            continue
+        led_to = host.daemon.proxy.active if host.daemon is not None else frozenset()
+        if led_to != serving:
+            yield f"{host.name} leads to {len(led_to - serving)} too many, {len(serving - led_to)} too few"
 
 
 def _is_same_state(said: pb.TaskState.ValueType, stored: pb.TaskState.ValueType) -> bool:

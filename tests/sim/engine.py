@@ -147,11 +147,12 @@ class RecordingProxy:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._active: frozenset[str] = frozenset()
+        self.active: frozenset[str] = frozenset()
+        """The tasks that new connections go to."""
         self._held_until: dict[str, float] = {}
 
     def leads_to(self, task_id: str, at: float) -> bool:
-        return task_id in self._active or self._held_until.get(task_id, 0.0) > at
+        return task_id in self.active or self._held_until.get(task_id, 0.0) > at
 
     async def apply(self, services: Sequence[pb.ServiceEndpoints]) -> None:
         loop = asyncio.get_running_loop()
@@ -161,10 +162,10 @@ class RecordingProxy:
             for endpoint in service.endpoints
             if endpoint.state == pb.ENDPOINT_STATE_ACTIVE
         )
-        for task_id in sorted(self._active - active):
+        for task_id in sorted(self.active - active):
             held_seconds = self._rng.choice([0.0, 0.0, 0.05, DRAIN_SECONDS])
             self._held_until[task_id] = loop.time() + self._rng.uniform(0, held_seconds)
-        self._active = active
+        self.active = active
         while True:
             now = loop.time()
             self._held_until = {i: at for i, at in self._held_until.items() if at > now}

@@ -23,7 +23,7 @@ from swarmlet.agent.agent import Agent
 from swarmlet.agent.grpclink import GrpcLink, GrpcSession
 from swarmlet.agent.journal import MemoryJournal
 from swarmlet.api import pb
-from swarmlet.api.errors import NotLeader, SwarmletError
+from swarmlet.api.errors import NotFound, NotLeader, SwarmletError
 from swarmlet.control.control import Control
 from swarmlet.control.forward import ForwardingControl
 from swarmlet.manager.dispatcher.dispatcher import Dispatcher
@@ -113,7 +113,11 @@ class Daemon:
             address=host.name,
             journal=host.journal,
         )
-        await self.agent.run()
+        try:
+            await self.agent.run()
+        except NotFound:
+            # As node.swarm does when the node was removed.
+            await self.agent.remove_all_tasks()
 
 
 # ---- the manager

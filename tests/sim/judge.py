@@ -48,7 +48,7 @@ class Judge:
         self._unwanted_at: dict[str, float] = {}
         self._let_run: set[str] = set()
         self._fitness_changed_at: dict[str, float] = {}
-        self._down_at: dict[str, float] = {}
+        self._last_down_at: dict[str, float] = {}
         self._started_at: dict[tuple[str, str], float] = {}
         self._lost_power_at: dict[str, float] = {}
         self._starts_first: set[str] = set()
@@ -107,6 +107,7 @@ class Judge:
                     self.check_task_stays_what_it_is(old, new)
                     if new.status.state == pb.TASK_STATE_ASSIGNED and old.status.state < new.status.state:
                         self.check_assigned_node_is_fit(new)
+                        self.check_nothing_is_promised_twice(new)
                 case pb.Task() as old, None:
                     self.check_forgotten_task_is_over(old)
             self._note(change)
@@ -130,8 +131,9 @@ class Judge:
                 old = change.old
                 if not isinstance(old, pb.Node) or _fitness(old) != _fitness(node):
                     self._fitness_changed_at[node.id] = now
-                if node.status.state == pb.NODE_STATE_DOWN:
-                    self._down_at[node.id] = now
+                was_down = isinstance(old, pb.Node) and old.status.state == pb.NODE_STATE_DOWN
+                if was_down or node.status.state == pb.NODE_STATE_DOWN:
+                    self._last_down_at[node.id] = now
 
     # ---- the managers
 
@@ -167,6 +169,13 @@ class Judge:
         changed_at = self._fitness_changed_at.get(task.node_id, 0.0)
         if self._loop.time() - changed_at > COMMIT_SECONDS_MAX and not _is_fit(node, task):
             self.violation(f"{_name(task)} was given to {task.node_id}, which is not fit for it")
+
+    def check_nothing_is_promised_twice(self, task: pb.Task) -> None:
+        node = self.truth.view.nodes.get(task.node_id)
+        tasks = self.truth.view.tasks.find("node", task.node_id)
+        used = sum(t.spec.resources.reservations.nano_cpus for t in tasks if taskstate.is_occupying(t))
+        if node is not None and used > node.description.resources.nano_cpus:
+            self.violation(f"{_name(task)} was given to {task.node_id}, which has no room for it")
 
     def check_forgotten_task_is_over(self, task: pb.Task) -> None:
         is_over = taskstate.is_terminal(task.status.state) or task.status.state < pb.TASK_STATE_ASSIGNED
@@ -218,7 +227,7 @@ class Judge:
                 if slot_key(candidate) != slot_key(task):
                     continue
                 started_at = self._started_at.get((other.name, other_id), now)
-                was_down = self._down_at.get(other.name, -1.0) >= started_at or self._is_down(other.name)
+                was_down = self._was_down_since(other.name, started_at)
                 waited = now - self._unwanted_at.get(other_id, now)
                 if not was_down and waited <= GRACE_SECONDS + PREDECESSOR_SECONDS:
                     running.append(f"{other_id[:5]} on {other.name}")
@@ -240,8 +249,7 @@ class Judge:
             daemon = other.daemon
             if daemon is None or daemon.agent is None or not daemon.agent.is_connected:
                 continue
-            down_at = self._down_at.get(other.name, -1.0)
-            was_down = down_at >= now - waited - COMMIT_SECONDS_MAX or self._is_down(other.name)
+            was_down = self._was_down_since(other.name, now - waited - COMMIT_SECONDS_MAX)
             if daemon.proxy.leads_to(task_id, now) and not was_down:
                 name = _name(self._task(host, task_id))
                 self.violation(f"{name} is stopped after {waited:.2f} s while {other.name} leads to it")
@@ -256,9 +264,10 @@ class Judge:
             self._apart_at = self._loop.time()
         return self._apart_at
 
-    def _is_down(self, node_id: str) -> bool:
+    def _was_down_since(self, node_id: str, at: float) -> bool:
         node = self.truth.view.nodes.get(node_id)
-        return node is None or node.status.state == pb.NODE_STATE_DOWN
+        is_down = node is None or node.status.state == pb.NODE_STATE_DOWN
+        return is_down or self._last_down_at.get(node_id, float("-inf")) >= at
 
 
 def _fitness(node: pb.Node) -> object:

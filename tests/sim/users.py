@@ -115,6 +115,9 @@ class User:
             request.spec.labels["zone"] = changes["zone"]
         await self.write("update_node", request)
 
+    async def remove_node(self, name: str) -> None:
+        await self.write("remove_node", pb.RemoveNodeRequest(node_id=name, force=True))
+
     async def insist(self, act: Any) -> None:
         """Repeats `act()` until it is done."""
         while True:
@@ -139,8 +142,11 @@ def a_spec(
     on_failure: pb.FailureAction.ValueType = pb.FAILURE_ACTION_PAUSE,
     constraints: tuple[str, ...] = (),
     is_global: bool = False,
+    condition: pb.RestartCondition.ValueType = pb.RESTART_CONDITION_ANY,
+    attempts: int = 0,
+    cpus: int = 0,
 ) -> pb.ServiceSpec:
-    """`port` is published; 0 lets the cluster choose one."""
+    """`port` is published; 0 lets the cluster choose one. `cpus` are reserved for each task."""
     spec = pb.ServiceSpec(name=name)
     if is_global:
         getattr(spec.mode, "global").SetInParent()
@@ -149,6 +155,9 @@ def a_spec(
     template = spec.task_template
     template.container_spec.image = image
     template.restart_policy.delay_ns = int(restart_seconds * SECOND)
+    template.restart_policy.condition = condition
+    template.restart_policy.max_attempts = attempts
+    template.resources.reservations.nano_cpus = cpus * SECOND
     template.placement.constraints.extend(constraints)
     for config in (spec.update_config, spec.rollback_config):
         config.parallelism = parallelism
