@@ -1,7 +1,8 @@
 """The leader's side: proposals, replication, snapshots for those far behind, reads, and who answers.
 
-nextIndex never falls below matchIndex + 1: a late or repeated reply cannot make the
-leader send again, and a follower drop, what is acknowledged.
+nextIndex never falls below matchIndex + 1, and matchIndex only when a follower says that
+it lost entries: a late or repeated reply cannot make the leader send again, and a
+follower drop, what is acknowledged.
 """
 
 from __future__ import annotations
@@ -138,6 +139,10 @@ class Leading(Elections):
                 if sender in self._flights:
                     self._flights[sender].confirmed(match[node])
         elif reply.reset:
+            if reply.next_index <= match[node]:
+                # Replies come in order, so this is no late one.
+                log.error("a manager lost entries that it had on disk", manager=sender, term=self.term)
+                match[node] = reply.next_index - 1
             next_[node] = max(min(reply.next_index, next_[node]), match[node] + 1)
             self._flights.pop(sender, None)
             self._replicate_now = True

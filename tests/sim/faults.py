@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from tests.sim.raftworld import World
 from tests.sim.verdict import check, settle
@@ -67,10 +68,23 @@ async def random_clients(world: World, seconds: float) -> None:
         world.observe()
 
 
-async def random_run(seed: int, *, seconds: float = 14.0, size: int | None = None) -> World:
+def weak_power(world: World) -> None:
+    """One fast disk among slow ones in a rack: most crashes come while something is being written."""
+    world.delay_seconds, world.power_loss_at_sync = 0.002, 0.02
+    world.sync_seconds = {name: 0.2 if number else 0.0 for number, name in enumerate(world.names)}
+
+
+async def random_run(
+    seed: int,
+    *,
+    seconds: float = 14.0,
+    size: int | None = None,
+    tune: Callable[[World], None] = lambda world: None,
+) -> World:
     """One schedule from its seed: faults and clients for a while, then peace, then the reckoning."""
     rng = random.Random(seed)
     world = World(rng, size=size or rng.choice([3, 3, 5]), spare=rng.choice([0, 0, 1, 2]))
+    tune(world)
     world.found()
     for name in world.founders:
         world.start(name)

@@ -114,7 +114,8 @@ class World:
             slow_follower_entries=rng.choice([0, 3, 500]),
         )
         self.delay_seconds = rng.choice([0.005, 0.02, 0.1])
-        self.sync_seconds = rng.choice([0.0, 0.002, 0.02])
+        disk_seconds = rng.choice([[0.0], [0.002], [0.02], [0.0, 0.002, 0.2]])
+        self.sync_seconds = {name: rng.choice(disk_seconds) for name in self.names}
         self.power_loss_at_sync = rng.choice([0.0, 0.001, 0.005])
         self.disks = {name: Disk() for name in self.names}
         self.managers: dict[str, Manager] = {}
@@ -188,10 +189,10 @@ class World:
 
     async def _in_thread(self, name: str, call: Callable[[], object]) -> object:
         """A slow disk; power may fail before it has what is written, or after and before anybody knows."""
-        await asyncio.sleep(self.rng.uniform(0, self.sync_seconds))
+        await asyncio.sleep(self.rng.uniform(0, self.sync_seconds[name]))
         await self._maybe_lose_power(name)
         result = call()
-        await asyncio.sleep(self.rng.uniform(0, self.sync_seconds))
+        await asyncio.sleep(self.rng.uniform(0, self.sync_seconds[name]))
         await self._maybe_lose_power(name)
         return result
 

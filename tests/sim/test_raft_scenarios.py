@@ -326,7 +326,8 @@ def a_vote_is_forgotten_in_a_crash() -> list[str]:
 def a_leader_that_was_asleep_answers_a_read_from_the_past() -> list[str]:
     async def run() -> World:
         world = World(random.Random(1), settings=RaftSettings())
-        world.delay_seconds = world.sync_seconds = 0.001
+        world.delay_seconds = 0.001
+        world.sync_seconds = dict.fromkeys(world.names, 0.001)
         world.found()
         for name in world.names:
             world.start(name)

@@ -393,6 +393,23 @@ def test_a_follower_with_a_long_tail_of_another_term_is_repaired_in_few_exchange
     assert group.players["a"].log() == [b"kept"]
 
 
+def test_a_follower_that_lost_what_it_had_confirmed_is_repaired(group: Group) -> None:
+    """A disk that lied, or a damaged end of the log: what is committed is safe, and comes back."""
+    group.elect("a", "bc")
+    for number in range(5):
+        group.propose("a", b"%d" % number)
+    group.talk("abc")
+    group.crash("c")
+    del group.disks["c"].entries[-3:]
+    group.disks["c"].commit = 2
+
+    group.start("c")
+    group.talk("abc")
+
+    assert group.players["c"].machine.operations == group.players["a"].machine.operations
+    assert group.violations() == []
+
+
 def test_an_entry_counts_for_the_leader_only_when_it_is_on_its_disk(group: Group) -> None:
     group.elect("a", "bc")
     group.talk("abc")
