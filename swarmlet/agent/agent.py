@@ -140,6 +140,9 @@ class Agent:
                 redirected = bool(error.leader_address) and not was_redirected
             except SwarmletError as error:
                 log.info("no session with the leader", error=str(error))
+            except Exception:
+                # A defect must not cost the cluster a node.
+                log.exception("the session with the leader failed")
             finally:
                 self.is_connected = False
             if self._session_opened:

@@ -358,3 +358,15 @@ async def _until_gone(runtime: SimulatedRuntime) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await runtime.leftovers():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+async def test_a_defect_ends_a_session_and_not_the_agent(tmp_path: Path) -> None:
+    manager, task = FakeManager(), _assigned()
+    manager.error = RuntimeError("defect")
+
+    async with an_agent(manager, SimulatedRuntime("h"), tmp_path):
+        await manager.until(lambda: manager.attempts > 0)
+        manager.error = None
+        manager.assign(task, complete=True)
+
+        await manager.until_state(task, RUNNING)
