@@ -1,6 +1,7 @@
 """Searches seeds for violations: python -m tests.sim --seeds 0-999
 
 With `--kind raft` (the default) each seed is a schedule of raft alone, with `--kind
+weak-power` one in which power fails while something is being written, with `--kind
 cluster` one of whole clusters. Prints a line per violating seed with the command that
 replays it, then totals.
 """
@@ -19,7 +20,7 @@ import structlog
 
 from tests.sim.clock import run_virtually
 from tests.sim.clusterruns import cluster_run
-from tests.sim.faults import random_run
+from tests.sim.faults import random_run, weak_power
 
 HASH_SEED = "0"
 
@@ -53,6 +54,11 @@ def run_raft(seed: int, _: str | None) -> tuple[int, Sequence[str]]:
     return len(world.acknowledged), world.violations
 
 
+def run_raft_with_weak_power(seed: int, _: str | None) -> tuple[int, Sequence[str]]:
+    world = run_virtually(lambda: random_run(seed, size=3, tune=weak_power))
+    return len(world.acknowledged), world.violations
+
+
 def run_cluster(seed: int, history: str | None) -> tuple[int, Sequence[str]]:
     run = run_virtually(lambda: cluster_run(seed))
     if history is not None:
@@ -62,6 +68,7 @@ def run_cluster(seed: int, history: str | None) -> tuple[int, Sequence[str]]:
 
 KINDS: dict[str, Callable[[int, str | None], tuple[int, Sequence[str]]]] = {
     "raft": run_raft,
+    "weak-power": run_raft_with_weak_power,
     "cluster": run_cluster,
 }
 

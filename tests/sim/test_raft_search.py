@@ -39,8 +39,8 @@ def violations_with_weak_power(seed: int) -> list[str]:
     return run_virtually(lambda: random_run(seed, size=3, tune=weak_power)).violations
 
 
-def replay(seed: int, found: list[str]) -> str:
-    return f"{'; '.join(found[:3])}\n  replay: python -m tests.sim --seeds {seed}"
+def replay(seed: int, found: list[str], kind: str = "raft") -> str:
+    return f"{'; '.join(found[:3])}\n  replay: python -m tests.sim --kind {kind} --seeds {seed}"
 
 
 @pytest.mark.parametrize("first", range(SEEDS.start, SEEDS.stop, 10))
@@ -55,7 +55,7 @@ def test_nothing_is_violated_when_power_fails_in_the_middle_of_writing() -> None
     for seed in range(20):
         found = violations_with_weak_power(seed)
 
-        assert not found, f"seed {seed} with weak power: {'; '.join(found[:3])}"
+        assert not found, replay(seed, found, "weak-power")
 
 
 def test_fresh_schedules_violate_nothing() -> None:
