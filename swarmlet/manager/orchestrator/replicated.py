@@ -88,25 +88,19 @@ def _matters_to_tasks(old: object, new: object) -> bool:
 
 
 def _plan_node(view: Tables, node_id: str, now: datetime, plan: Plan) -> None:
-    """The slots of the tasks on one node; the rest of a service only while that is updated."""
+    """The slots of the tasks on one node; the rest of their services is not touched."""
     situations: dict[str, Situation] = {}
     slots = {
         slot_key(task): task.service_id
         for task in view.tasks.find("node", node_id)
         if is_wanted_up(task) or not is_terminal(task.status.state)
     }
-    for service_id in dict.fromkeys(slots.values()):
-        service = view.services.get(service_id)
-        if service is not None and mode_of(service) == "replicated":
-            situations[service_id] = Situation(view, service, now)
     for key, service_id in slots.items():
-        situation = situations.get(service_id)
-        if situation is not None and not situation.is_updating:
-            plan_slot(situation, sort_slot(situation, view.tasks.find("slot", key)), plan)
-    for situation in situations.values():
-        if situation.is_updating:
-            # What the node has lost may be for the update to replace, and that may be waiting for its delay.
-            _plan_service(situation, plan)
+        service = view.services.get(service_id)
+        if service is None or mode_of(service) != "replicated":
+            continue
+        situation = situations.setdefault(service_id, Situation(view, service, now))
+        plan_slot(situation, sort_slot(situation, view.tasks.find("slot", key)), plan)
 
 
 def _plan_service(s: Situation, plan: Plan) -> None:

@@ -393,25 +393,6 @@ def test_going_back_to_an_earlier_revision_is_an_update_like_any() -> None:
         assert cluster.images() == ["image:1"] * 6
 
 
-@pytest.mark.parametrize("is_drained", [True, False])
-def test_what_a_node_loses_during_an_updates_delay_is_replaced_at_once(is_drained: bool) -> None:
-    with settled(a_web(6, parallelism=1, delay_ns=600 * SECOND)) as cluster:
-        cluster.update_service(image="image:2")
-        cluster.run(5)
-        (left,) = {t.node_id for t in cluster.running() if t.slot == 6}
-        node = cluster.view.nodes.get(left)
-
-        if is_drained:
-            cluster.set_node(node, availability=pb.NODE_AVAILABILITY_DRAIN)
-        else:
-            cluster.unreachable.add(left)
-            cluster.set_node(node, state=pb.NODE_STATE_DOWN)
-        cluster.run(5)
-
-        assert len(cluster.running()) == 6
-        assert left not in {t.node_id for t in cluster.running()}
-
-
 def test_slots_in_which_nothing_serves_are_replaced_at_once_and_first() -> None:
     with settled(a_web(4, image="missing", parallelism=1)) as cluster:
         assert cluster.running() == []
