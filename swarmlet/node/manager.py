@@ -84,7 +84,9 @@ class Manager:
         )
         self._transport.attach(self.raft)
         self.store.attach(self.raft)
-        self._dispatcher = Dispatcher(self.store, now=now, rng=rng, managers=self.manager_addresses)
+        self._dispatcher = Dispatcher(
+            self.store, now=now, rng=rng, managers=self.manager_addresses, barrier=self.raft.barrier
+        )
         self._broker = LogBroker(self.store, self._dispatcher, rng=rng)
         self._control = Control(self.store, now=now, rng=rng, agreement=self.raft, log_source=self._broker)
         self._to_leader: tuple[tuple[str, str, Identity], grpc.aio.Channel] | None = None

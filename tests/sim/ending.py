@@ -77,8 +77,9 @@ def services_are_as_asked(world: ClusterWorld) -> Iterator[str]:
             yield f"{name}: {len(running)} of {wanted} tasks run in {len(slots)} slots"
         image = service.spec.task_template.container_spec.image
         stale = [t for t in running if t.spec.container_spec.image != image]
-        is_waiting = service.update_status.state in _PAUSED or _waiting_for_room(world, service)
-        if stale and not is_waiting:
+        # Where the new task was given up, and where there is no room for it, the old one goes on.
+        may_stay = service.update_status.state in _PAUSED or _may_give_up(service)
+        if stale and not may_stay and not _waiting_for_room(world, service):
             yield f"{name}: {len(stale)} tasks are of another image than {image}"
         up = [
             task_id
@@ -95,13 +96,16 @@ def _excused(world: ClusterWorld, service: pb.Service) -> int:
     slots: dict[object, list[pb.Task]] = {}
     for task in world.judge.truth.view.tasks.find("service", service.id):
         slots.setdefault(slot_key(task), []).append(task)
-    policy = service.spec.task_template.restart_policy
-    may_give_up = bool(policy.max_attempts) or policy.condition != pb.RESTART_CONDITION_ANY
     given_up = sum(
-        may_give_up and all(task.desired_state == pb.TASK_STATE_SHUTDOWN for task in tasks)
+        _may_give_up(service) and all(task.desired_state == pb.TASK_STATE_SHUTDOWN for task in tasks)
         for tasks in slots.values()
     )
     return given_up + len(_waiting_for_room(world, service))
+
+
+def _may_give_up(service: pb.Service) -> bool:
+    policy = service.spec.task_template.restart_policy
+    return bool(policy.max_attempts) or policy.condition != pb.RESTART_CONDITION_ANY
 
 
 def _waiting_for_room(world: ClusterWorld, service: pb.Service) -> list[pb.Task]:

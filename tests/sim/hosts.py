@@ -158,7 +158,13 @@ class SimManager(Manager):
         )
         self.links.attach(self.raft)
         self.store.attach(self.raft)
-        self._dispatcher = Dispatcher(self.store, now=host.now, rng=rng, managers=self.manager_addresses)
+        self._dispatcher = Dispatcher(
+            self.store,
+            now=host.now,
+            rng=rng,
+            managers=self.manager_addresses,
+            barrier=self.raft.barrier,
+        )
         self._broker = LogBroker(self.store, self._dispatcher, rng=rng)
         self._control = Control(
             self.store,

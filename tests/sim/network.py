@@ -42,7 +42,7 @@ class Network:
         if source == target:
             return
         self._cut.add((source, target))
-        for connection in self._between(source, target):
+        for connection in self.between(source, target):
             self.loop.call_later(KEEPALIVE_SECONDS, self._keep_alive, connection)
 
     def heal(self, source: str, target: str) -> None:
@@ -59,7 +59,7 @@ class Network:
         return not self._cut
 
     def break_connections(self, a: str, b: str) -> None:
-        for connection in self._between(a, b):
+        for connection in self.between(a, b):
             connection.break_down()
 
     def process_died(self, process: Process, *, is_silent: bool) -> None:
@@ -69,7 +69,7 @@ class Network:
         for connection in [c for c in self._connections if process in c.processes]:
             connection.lose_end(process, KEEPALIVE_SECONDS if is_silent else 0.0)
 
-    def _between(self, a: str, b: str) -> list[Connection]:
+    def between(self, a: str, b: str) -> list[Connection]:
         return [c for c in self._connections if {p.host for p in c.processes} == {a, b}]
 
     def _keep_alive(self, connection: Connection) -> None:

@@ -179,6 +179,27 @@ async def test_a_leader_that_is_stopped_for_a_while_is_none_when_it_goes_on(stag
     await stage.until_updated(service_id)
 
 
+@story(workers=1, sync_seconds=0.2)
+async def test_a_leader_that_was_stopped_for_a_while_tells_nobody_its_old_state(stage: Stage) -> None:
+    service_id = await stage.create(a_spec("web", 1, port=0, constraints=("node.role==worker",)))
+    old, others = stage.leader(), stage.followers()
+    stage.world.pause(old)
+    await stage.until(lambda: any(m.raft.is_leader for m in stage.world.managers() if m.address != old))
+    await stage.update(service_id, replicas=5)
+    await stage.until(lambda: len(stage.in_engine("w0")) == 5)
+
+    # The only manager that the node reaches is the one that goes on.
+    stage.world.cut_off("w0", others)
+    for other in others:
+        stage.world.network.break_connections("w0", other)
+    await stage.until(lambda: bool(stage.world.network.between("w0", old)))
+    await asyncio.sleep(0.5)
+    stage.world.resume(old)
+    await asyncio.sleep(1.0)
+
+    assert len(stage.in_engine("w0")) == 5
+
+
 @story(workers=1)
 async def test_a_task_that_hangs_while_it_starts_is_replaced_by_an_update(stage: Stage) -> None:
     service_id = await stage.create(a_spec("web", 2, on_failure=pb.FAILURE_ACTION_CONTINUE))

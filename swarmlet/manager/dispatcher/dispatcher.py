@@ -12,7 +12,7 @@ import asyncio
 import math
 import random
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from datetime import datetime
 
@@ -49,14 +49,19 @@ class Dispatcher:
         now: Callable[[], datetime],
         rng: random.Random,
         managers: Callable[[], Sequence[pb.ManagerAddress]],
+        barrier: Callable[[], Awaitable[None]],
         heartbeat_seconds: float | None = None,
         confirm_wait_seconds: float = CONFIRM_WAIT_SECONDS,
         status_batch_seconds: float = STATUS_BATCH_SECONDS,
     ) -> None:
-        """`managers` is what agents are told; `heartbeat_seconds` overrides the cluster's spec."""
+        """`managers` is what agents are told; `heartbeat_seconds` overrides the cluster's spec.
+
+        `barrier` is agreement's: no session begins before it has returned.
+        """
         self._store = store
         self._rng = rng
         self._managers = managers
+        self._barrier = barrier
         self._heartbeat_seconds = heartbeat_seconds
         self._leading = False
         self._period_told = 0.0
@@ -288,6 +293,9 @@ class Dispatcher:
         that does not begin with Hello, Unavailable when the node could not be stored.
         """
         hello = await self._hello(incoming)
+        # A leader that was replaced without noticing would tell, from its old state, a node
+        # that it is unknown, or to remove what it was given since.
+        await self._barrier()
         period_seconds = self._jittered(self._period_seconds())
         await self._liveness.register(node_id, hello, hello.address or peer_address, period_seconds)
         if not self._leading:

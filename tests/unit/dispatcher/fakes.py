@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
 from swarmlet.api import pb
@@ -144,14 +144,23 @@ class FakeAgent:
 
 @asynccontextmanager
 async def leading(
-    store: Store, *, heartbeat_seconds: float | None = 5.0, confirm_wait_seconds: float = 60.0
+    store: Store,
+    *,
+    heartbeat_seconds: float | None = 5.0,
+    confirm_wait_seconds: float = 60.0,
+    barrier: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncGenerator[Dispatcher, None]:
     """A dispatcher that leads inside the block. By default nothing in it ends by time alone."""
+
+    async def sure() -> None:
+        return
+
     dispatcher = Dispatcher(
         store,
         now=lambda: NOW,
         rng=random.Random(1),
         managers=lambda: [pb.ManagerAddress(node_id="m1", address="10.0.0.1:2377")],
+        barrier=barrier or sure,
         heartbeat_seconds=heartbeat_seconds,
         confirm_wait_seconds=confirm_wait_seconds,
         status_batch_seconds=0.001,

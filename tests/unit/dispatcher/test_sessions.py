@@ -56,6 +56,19 @@ async def test_a_manager_that_does_not_lead_refuses() -> None:
     assert isinstance(agent.error, NotLeader)
 
 
+@pytest.mark.parametrize("node_id", ["known", "of which only the new leader knows"])
+async def test_a_leader_that_was_replaced_without_noticing_tells_nobody_its_old_state(node_id: str) -> None:
+    async def barrier() -> None:
+        raise NotLeader("10.0.0.2:2377")
+
+    async with leading(make_store(a_node(id="known")), barrier=barrier) as dispatcher:
+        agent = await FakeAgent(dispatcher, node_id).connect()
+
+    assert isinstance(agent.error, NotLeader)
+    assert agent.error.leader_address == "10.0.0.2:2377"
+    assert agent.complete_sets == 0
+
+
 async def test_the_end_of_leadership_ends_sessions() -> None:
     node = a_node()
     async with leading(make_store(node)) as dispatcher:
