@@ -277,8 +277,7 @@ class RaftNode:
         """Hands the lead to `target`; True once this manager no longer leads.
 
         New writes wait meanwhile, or no target would ever be up to date under load.
-        False, within one election timeout, when it cannot be done. Raises Unavailable when
-        this manager stops meanwhile.
+        False after one election timeout; raises Unavailable when this manager stops.
         """
         if target not in self.core.members or target == self.node_id:
             return False

@@ -126,7 +126,7 @@ class World:
         self.refused: set[bytes] = set()
         self.leaders: dict[int, str] = {}
         self.clients: set[asyncio.Task[None]] = set()
-        self.asked_to_remove: set[str] = set()
+        self.asked_to_change: set[str] = set()
         self._applied: dict[int, tuple[str, bytes]] = {}
 
     # ---- life and death
@@ -179,7 +179,8 @@ class World:
         self.disks[name] = Disk()
 
     def _judge_removal(self, name: str, term: int) -> None:
-        if name not in self.asked_to_remove:
+        # Also one whose joining never came to be agreed on may have begun to take itself for a member.
+        if name not in self.asked_to_change:
             self.violations.append(f"{name} was told that it is removed, and nobody asked for it")
         for other in self.alive():
             core = other.node.core
@@ -377,6 +378,7 @@ class World:
     async def join(self, name: str, seconds: float = 20.0) -> None:
         """What a manager that wants to join does, until it is in or gives up."""
         end = self.time() + seconds
+        self.asked_to_change.add(name)
         target = ""
         while self.time() < end:
             self.start(name)
@@ -396,7 +398,7 @@ class World:
         leader = self.leader()
         if leader is None or leader.name == name or len(leader.node.members) < 3:
             return
-        self.asked_to_remove.add(name)
+        self.asked_to_change.add(name)
         try:
             await leader.node.remove_member(name)
         except SwarmletError:
